@@ -1,0 +1,103 @@
+"""Keep the notebooks: run them, clean them, write README.md from the index, and say what is not clean.
+
+    python tools/notebooks.py run [NOTEBOOK ...]   execute in fresh kernels, in place, then clean (default: all)
+    python tools/notebooks.py readme               write README.md and README_files/ from nbs/index.ipynb
+"""
+import base64
+import copy
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbdev.clean import clean_nb
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDGET = 'application/vnd.jupyter.widget-view+json'
+
+
+def notebooks() -> list[Path]:
+    "All notebooks of the project, in the order in which a reader meets them."
+    return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
+
+
+def clean(nb) -> None:
+    "What `nbdev_clean` removes, and everything that is alive only beside a kernel: widget views and progress bars."
+    clean_nb(nb)
+    nb['metadata'].pop('widgets', None)
+    for cell in nb['cells']:
+        kept = []
+        for out in cell.get('outputs', []):
+            widget = out.get('data', {}).pop(WIDGET, None)
+            progress = out.get('name') == 'stderr' and re.search(r'\d+%\|', ''.join(out.get('text', '')))
+            if not progress and (widget is None or 'image/png' in out['data']): kept.append(out)
+        if 'outputs' in cell: cell['outputs'] = kept
+
+
+def faults(nb) -> list[str]:
+    "Why `nb` is not fit to be read as a page; empty if it is."
+    found, cleaned = [], copy.deepcopy(nb)
+    clean(cleaned)
+    if cleaned != nb: found.append('not clean: make notebooks')
+    private = [str(ROOT.parent) + '/', str(Path.home()) + '/', tempfile.gettempdir() + '/']
+    for number, cell in enumerate(c for c in nb['cells'] if c['cell_type'] == 'code'):
+        text = str(cell['outputs'])
+        if any(o['output_type'] == 'error' for o in cell['outputs']): found.append(f'code cell {number} shows a traceback')
+        if any(p in text for p in private): found.append(f'code cell {number} shows a path of the machine')
+        if 'interactive(children=' in text: found.append(f'code cell {number} shows a widget as text')
+    if len(str(nb)) > 2**20: found.append('larger than a megabyte')
+    return found
+
+
+def run(path: Path) -> None:
+    "Execute one notebook in a fresh kernel, in place, and clean it."
+    nb = nbformat.read(path, as_version=4)
+    NotebookClient(nb, timeout=900, kernel_name='python3', store_widget_state=False,
+                   resources={'metadata': {'path': str(path.parent)}}).execute()
+    clean(nb)
+    nbformat.write(nb, path)
+
+
+def readme() -> tuple[str, dict[str, bytes]]:
+    "The text of README.md and the pictures that it shows, by file name, from `nbs/index.ipynb`."
+    parts, pictures = [], {}
+    for cell in nbformat.read(ROOT/'nbs/index.ipynb', as_version=4).cells:
+        lines = cell.source.splitlines()
+        directives = {line[2:].strip() for line in lines if line.startswith('#|')}
+        source = '\n'.join(line for line in lines if not line.startswith('#|')).strip()
+        if 'hide' in directives or not source: continue
+        if cell.cell_type == 'markdown': parts.append(source); continue
+        if 'echo: false' not in directives: parts.append(f'```python\n{source}\n```')
+        for out in cell.outputs:
+            data = out.get('data', {})
+            if 'image/png' in data:
+                name = f'README_files/{cell.id}.png'
+                pictures[name] = base64.b64decode(data['image/png'])
+                parts.append(f'![{data.get("text/plain", "")}]({name})')
+            elif text := (out.get('text') or data.get('text/plain')): parts.append(f'```\n{text.rstrip()}\n```')
+    text = '\n\n'.join(parts) + '\n'
+    note = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
+    return note + re.sub(r'\(((?:tutorials/)?\w+\.ipynb)\)', r'(nbs/\1)', text), pictures
+
+
+def write_readme() -> None:
+    "Write README.md and its pictures; pictures of an earlier version go."
+    text, pictures = readme()
+    (ROOT/'README.md').write_text(text, encoding='utf-8')
+    folder = ROOT/'README_files'
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        if f'README_files/{old.name}' not in pictures: old.unlink()
+    for name, picture in pictures.items(): (ROOT/name).write_bytes(picture)
+
+
+if __name__ == '__main__':
+    match sys.argv[1:]:
+        case ['run', *names]:
+            for path in map(Path, names) if names else notebooks():
+                print(f'running {path.name}', flush=True)
+                run(path)
+        case ['readme']: write_readme()
+        case _: sys.exit(__doc__)
