@@ -46,16 +46,17 @@ def _whitened_photographs() -> list[np.ndarray]:
     "The photographs that scikit-learn ships, grey and whitened."
     return [whiten_image(photo.mean(-1)) for photo in _sklearn_datasets().load_sample_images().images]
 
-# %% ../nbs/04_data.ipynb #0e68b0ef
-def _region(photo:np.ndarray, split:str) -> np.ndarray:
-    "The left 80 % of a photograph for `'train'`, the right 20 % for `'val'`."
-    border = int(0.8 * photo.shape[1])
-    return photo[:, :border] if split == 'train' else photo[:, border:]
+# %% ../nbs/04_data.ipynb #5a6cd060
+def _regions(photo:np.ndarray, split:str) -> list[np.ndarray]:
+    "The fourth and the eighth of ten vertical strips of a photograph for `'val'`, the parts between them for `'train'`."
+    tenths = [round(photo.shape[1] * tenth / 10) for tenth in (3, 4, 7, 8)]
+    parts = np.split(photo, tenths, axis=1)
+    return parts[1::2] if split == 'val' else parts[0::2]
 
 def image_patches(
-    n:int=50_000,          # Number of patches, half from each photograph
+    n:int=50_000,          # Number of patches
     size:int=12,           # Height and width of a patch in pixels
-    split:str='train',     # `'train'`: from the left 80 % of each photograph. `'val'`: from the right 20 %
+    split:str='train',     # `'val'`: from a fifth of each photograph that `'train'` does not see
     seed:int=0,            # The same seed, the same patches
 ) -> Tensor:               # Shape `(n, size * size)`, single precision, whitened, each row with mean 0
     """Whitened patches of the two photographs that scikit-learn ships (427 × 640 pixels), one flattened patch a row.
@@ -63,13 +64,16 @@ def image_patches(
     Raises `ValueError` for a `size` that does not fit, `ImportError` without scikit-learn."""
     n, size, seed = check_int('n', n), check_int('size', size, 2), check_int('seed', seed, 0)
     check_choice('split', split, ['train', 'val'])
-    rng, parts = np.random.default_rng([seed, split == 'val']), []
-    for number, photo in enumerate(_whitened_photographs()):
-        region = _region(photo, split)
-        if size > min(region.shape): raise ValueError(f"size must be at most {min(region.shape)} for split {split!r}, got {size}")
-        windows = np.lib.stride_tricks.sliding_window_view(region, (size, size))
-        rows, columns = (rng.integers(limit, size=(n + 1 - number) // 2) for limit in windows.shape[:2])
-        parts.append(windows[rows, columns].reshape(-1, size*size))
+    rng = np.random.default_rng([seed, split == 'val'])
+    regions = [region for photo in _whitened_photographs() for region in _regions(photo, split)]
+    largest = min(min(region.shape) for region in regions)
+    if size > largest: raise ValueError(f"size must be at most {largest} for split {split!r}, got {size}")
+    windows = [np.lib.stride_tricks.sliding_window_view(region, (size, size)) for region in regions]
+    places = np.array([window.shape[0] * window.shape[1] for window in windows])
+    parts = []
+    for window, share in zip(windows, rng.multinomial(n, places / places.sum())):  # every place is as likely
+        rows, columns = (rng.integers(limit, size=share) for limit in window.shape[:2])
+        parts.append(window[rows, columns].reshape(-1, size*size))
     patches = rng.permutation(np.concatenate(parts))
     return torch.from_numpy((patches - patches.mean(1, keepdims=True)).astype(np.float32))
 

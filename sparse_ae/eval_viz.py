@@ -6,21 +6,20 @@
 __all__ = ['evaluate_sparse_autoencoder', 'code_results', 'plot_sparse_training_history', 'plot_sparse_autoencoder_analysis',
            'typical_codes', 'dictionary', 'check_image_shape', 'mosaic', 'plot_dictionary', 'plot_reconstructions']
 
-# %% ../nbs/03_eval_viz.ipynb #fb337944
+# %% ../nbs/03_eval_viz.ipynb #6162d83f
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure  # not pyplot, which starts a graphical backend
 from torch import Tensor, nn
 
 from .checks import check_device, check_int
 from .losses import hoyer_sparseness
 from .training import Batches, check_autoencoder
-
-if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% ../nbs/03_eval_viz.ipynb #28a11b9d
 class _Variance:
@@ -77,26 +76,26 @@ def code_results(
     return dict(latent_codes=codes, mean_activation_per_neuron=codes.mean(0, dtype=np.float64), sparsity_level=small / codes.size,
                 l0=float(active.sum() / n), density=active / n, dead_fraction=float((active == 0).mean()), hoyer=sparseness / n)
 
-# %% ../nbs/03_eval_viz.ipynb #2d457a20
-def _figure(width:float, height:float) -> 'Figure':
+# %% ../nbs/03_eval_viz.ipynb #15a433c1
+def _figure(width:float, height:float) -> Figure:
     "A new figure, in inches. Where no window could show it, pyplot forgets it at once: no double display, no leak."
     import matplotlib.pyplot as plt
     fig = plt.figure(figsize=(width, height), dpi=80, layout='constrained')
     if plt.get_backend().lower().split('.')[-1] in ('agg', 'inline', 'backend_inline'): plt.close(fig)
     return fig
 
-def _saved(fig:'Figure', save_path:'str|Path|None') -> 'Figure':
+def _saved(fig:Figure, save_path:'str|Path|None') -> Figure:
     "The figure, written to `save_path` if there is one."
     if save_path is not None:
         Path(save_path).parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(save_path, dpi=150)
     return fig
 
-# %% ../nbs/03_eval_viz.ipynb #395fc014
+# %% ../nbs/03_eval_viz.ipynb #8479fb6c
 def plot_sparse_training_history(
     history:dict,                       # What training returned
     save_path:'str|Path|None'=None,     # Also write the figure here
-) -> 'Figure':
+) -> Figure:
     "Losses, and how sparse the code became, over the epochs."
     panels = {'total loss': 'loss', 'reconstruction (MSE)': 'recon_loss', 'penalty, not weighted': 'sparsity_loss'}
     fig, epochs = _figure(13, 3), range(1, history['epochs_trained'] + 1)
@@ -120,14 +119,14 @@ def _plot_activity(ax:Any, epochs:Sequence[int], history:dict) -> None:
     ax.set(title='L0 (—) and dead latents (- -)', xlabel='epoch', ylabel='active latents per sample', ylim=(0, None))
     right = ax.twinx()
     right.plot(epochs, [100*v for v in history['dead_fraction']], 'k--')
-    right.set(ylabel='dead latents in %', ylim=(0, 100))
+    right.set(ylabel='dead latents in %', ylim=(-2, 102))
 
-# %% ../nbs/03_eval_viz.ipynb #5a735f98
+# %% ../nbs/03_eval_viz.ipynb #e59f3cf9
 def plot_sparse_autoencoder_analysis(
     results:dict,                           # What `evaluate_sparse_autoencoder` returned
     model_name:str='Sparse Autoencoder',    # For the title
     save_path:'str|Path|None'=None,         # Also write the figure here
-) -> 'Figure':
+) -> Figure:
     "Errors, activity of each latent, size of activations, and the codes of some samples."
     codes, mean = results['latent_codes'], np.sort(results['mean_activation_per_neuron'])[::-1]
     active = codes[codes != 0]
@@ -205,50 +204,71 @@ def mosaic(
         sheet[top:top+height, left:left+width] = image
     return sheet
 
-# %% ../nbs/03_eval_viz.ipynb #c41ccf15
+# %% ../nbs/03_eval_viz.ipynb #24edc0d4
 def plot_dictionary(
-    model:nn.Module,                       # Any module with `encode` and `decode`
-    image_shape:Sequence[int],             # `(height, width)` or `(height, width, 3)`
-    codes:'np.ndarray|Tensor|None'=None,   # Codes of some data, such as `results['latent_codes']`
-    max_atoms:int=400,                     # Atoms shown, at most
-    save_path:'str|Path|None'=None,        # Also write the figure here
-) -> 'Figure':
-    "The atoms as images, each on its own scale, zero in mid-grey; with `codes` the most often active first."
-    atoms = dictionary(model, codes).cpu().float().numpy()
-    shape = check_image_shape(image_shape, atoms.shape[1])
+    model:nn.Module,                           # Any module with `encode` and `decode`
+    image_shape:'Sequence[int]|None'=None,     # `(height, width)` or `(height, width, 3)`; `None`: data that are not images
+    codes:'np.ndarray|Tensor|None'=None,       # Codes of some data, such as `results['latent_codes']`
+    max_atoms:int=400,                         # Atoms shown, at most
+    save_path:'str|Path|None'=None,            # Also write the figure here
+) -> Figure:
+    "The atoms, each on its own scale with zero in mid-grey: images, or rows of one matrix; with `codes` the most often active first."
+    atoms = dictionary(model, codes).flatten(1).cpu().float().numpy()
     order = np.arange(len(atoms)) if codes is None else np.argsort(-(np.asarray(codes) != 0).sum(0), kind='stable')
-    atoms = atoms[order[:check_int('max_atoms', max_atoms)]]
     largest = abs(atoms).max(1, keepdims=True)
-    sheet = mosaic((0.5 + 0.5 * atoms / np.where(largest > 0, largest, 1)).reshape(-1, *shape))
-    fig = _figure(8, 8 * sheet.shape[0] / sheet.shape[1] + 0.4)
+    grey = (0.5 + 0.5 * atoms / np.where(largest > 0, largest, 1))[order[:check_int('max_atoms', max_atoms)]]
+    if image_shape is not None: sheet = mosaic(grey.reshape(-1, *check_image_shape(image_shape, atoms.shape[1])))
+    fig = _figure(8, 5 if image_shape is None else 8 * sheet.shape[0] / sheet.shape[1] + 0.4)
     ax = fig.subplots()
-    ax.imshow(sheet, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-    ax.axis('off')
-    kind = 'decoder columns' if getattr(model, 'depth', None) == 1 else f"local directions of the decoder, at {'single latents' if codes is None else 'typical codes'}"
-    ax.set_title(f"{len(atoms)} of {len(order)} atoms ({kind})" + ('' if codes is None else ', most often active first'), fontsize=10)
+    ax.imshow(grey if image_shape is None else sheet, cmap='gray', vmin=0, vmax=1, interpolation='nearest', aspect='auto' if image_shape is None else 'equal')
+    if image_shape is None: ax.set(xlabel='input feature', ylabel='latent')
+    else: ax.axis('off')
+    where = 'single latents' if codes is None else 'typical codes'
+    kind = 'columns of the decoder' if getattr(model, 'depth', None) == 1 else f'local directions of the decoder, at {where}'
+    ax.set_title(f"{len(grey)} of {len(atoms)} atoms ({kind})" + ('' if codes is None else ', most often active first'), fontsize=10)
     return _saved(fig, save_path)
 
-# %% ../nbs/03_eval_viz.ipynb #bc0c672d
+# %% ../nbs/03_eval_viz.ipynb #c435ea6e
 @torch.no_grad()
 def plot_reconstructions(
-    model:nn.Module,                   # Any module with `encode` and `decode`
-    x:'Tensor|np.ndarray',             # Some samples, shape `(n, input_dim)`
-    image_shape:Sequence[int],         # `(height, width)` or `(height, width, 3)`
-    max_samples:int=12,                # Samples shown, at most
-    save_path:'str|Path|None'=None,    # Also write the figure here
-) -> 'Figure':
-    "Samples above their reconstructions, on one scale, with the error and the number of active latents of each."
-    batch = next(iter(Batches('x', x[:check_int('max_samples', max_samples)], model)))
-    z = check_autoencoder(model).encode(batch)
+    model:nn.Module,                         # Any module with `encode` and `decode`
+    x:'Tensor|np.ndarray',                   # Some samples, shape `(n, input_dim)`
+    image_shape:'Sequence[int]|None'=None,   # `(height, width)` or `(height, width, 3)`; `None`: data that are not images
+    max_samples:int=12,                      # Samples shown, at most
+    save_path:'str|Path|None'=None,          # Also write the figure here
+) -> Figure:
+    "Samples and their reconstructions on one scale, as images or as lines, with the error and the L0 of each."
+    max_samples = check_int('max_samples', max_samples)
+    batch = next(iter(Batches('x', x[:max_samples], check_autoencoder(model), max_samples)))
+    z = model.encode(batch)
     pairs = torch.stack([batch.flatten(1), model.decode(z).flatten(1)]).cpu().float().numpy()
+    fig = _figure(1.05 * len(batch) + 0.8, 1.9 if image_shape is None else 2.7)
+    draw = _draw_lines if image_shape is None else _draw_images
+    lowest = draw(fig, pairs, image_shape)
+    for ax, error, l0 in zip(lowest, ((pairs[1] - pairs[0])**2).mean(1), (z.flatten(1) != 0).sum(1).tolist()):
+        ax.set_xlabel(f'MSE {error:.2g}\nL0 {l0}', fontsize=8)
+    return _saved(fig, save_path)
+
+def _draw_images(fig:Figure, pairs:np.ndarray, image_shape:Sequence[int]) -> Sequence[Any]:
+    "Inputs above reconstructions; the lower axes."
     shape = check_image_shape(image_shape, pairs.shape[2])
     low, high = np.quantile(pairs, [0.002, 0.998])
     if low < 0: low, high = -max(-low, high), max(-low, high)  # zero in mid-grey
-    scaled = ((pairs - low) / max(high - low, 1e-12)).clip(0, 1)
-    fig = _figure(1.05 * len(batch) + 0.5, 2.7)
-    for row, (axes, label) in enumerate(zip(np.atleast_2d(fig.subplots(2, len(batch), squeeze=False)), ('input', 'reconstruction'))):
-        for ax, image in zip(axes, scaled[row]): ax.imshow(image.reshape(shape), cmap='gray', vmin=0, vmax=1); ax.set(xticks=[], yticks=[])
+    scaled = ((pairs - low) / max(high - low, 1e-12)).clip(0, 1).reshape(*pairs.shape[:2], *shape)
+    rows = fig.subplots(2, pairs.shape[1], squeeze=False)
+    for axes, images, label in zip(rows, scaled, ('input', 'reconstruction')):
         axes[0].set_ylabel(label)
-        if row == 1:
-            for ax, error, l0 in zip(axes, (pairs[1] - pairs[0])**2, (z.flatten(1) != 0).sum(1).tolist()): ax.set_xlabel(f'MSE {error.mean():.2g}\nL0 {l0}', fontsize=8)
-    return _saved(fig, save_path)
+        for ax, image in zip(axes, images):
+            ax.imshow(image, cmap='gray', vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+    return rows[1]
+
+def _draw_lines(fig:Figure, pairs:np.ndarray, image_shape:None) -> Sequence[Any]:
+    "Inputs (grey) and reconstructions (black) as lines over the features; the axes."
+    axes = fig.subplots(1, pairs.shape[1], squeeze=False, sharey=True)[0]
+    for ax, x, x_reconstructed in zip(axes, *pairs):
+        ax.plot(x, color='0.65', lw=2.5, label='input')
+        ax.plot(x_reconstructed, 'k', lw=0.9, label='reconstruction')
+        ax.set(xticks=[])
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=8)
+    return axes

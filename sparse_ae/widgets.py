@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['figure_png', 'figure_controls', 'interact_figure']
 
-# %% ../nbs/05_widgets.ipynb #b6c0e186
+# %% ../nbs/05_widgets.ipynb #41c3286e
 import base64
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING: from matplotlib.figure import Figure
+from matplotlib.figure import Figure
 
-# %% ../nbs/05_widgets.ipynb #f42dcd99
+# %% ../nbs/05_widgets.ipynb #352b6158
 def figure_png(
-    fig:'Figure',   # Any matplotlib figure; it is closed
+    fig:Figure,   # Any matplotlib figure; it is closed
     dpi:int=80,     # Dots per inch
 ) -> bytes:         # A PNG file
     "The figure as a PNG file."
@@ -25,11 +25,11 @@ def figure_png(
     plt.close(fig)
     return buffer.getvalue()
 
-# %% ../nbs/05_widgets.ipynb #eaf5354e
+# %% ../nbs/05_widgets.ipynb #e26d01b7
 def figure_controls(
-    plot:'Callable[..., Figure]',  # Draws one figure from keyword arguments
+    plot:Callable[..., Figure],  # Draws one figure from keyword arguments
     **controls,                    # For each argument a widget, or what `ipywidgets.interact` makes one from
-) -> 'ipywidgets.VBox':            # The controls above the image
+) -> Any:                            # An `ipywidgets.VBox`: the controls, the image, an output for errors
     "Controls above the picture that `plot` draws from their values."
     import ipywidgets as widgets
     image = widgets.Image(format='png')
@@ -39,7 +39,7 @@ def figure_controls(
     return widgets.VBox([*live.children[:-1], image, live.out])  # errors in `plot` appear in `out`
 
 def interact_figure(
-    plot:'Callable[..., Figure]',  # Draws one figure from keyword arguments
+    plot:Callable[..., Figure],  # Draws one figure from keyword arguments
     **controls,                    # For each argument a widget, or what `ipywidgets.interact` makes one from
 ) -> None:
     "Display `figure_controls`, with the picture as it is now for readers without a kernel."

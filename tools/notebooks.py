@@ -54,7 +54,7 @@ def faults(nb) -> list[str]:
 def run(path: Path) -> None:
     "Execute one notebook in a fresh kernel, in place, and clean it."
     nb = nbformat.read(path, as_version=4)
-    NotebookClient(nb, timeout=900, kernel_name='python3', store_widget_state=False,
+    NotebookClient(nb, timeout=900, kernel_name='python3', store_widget_state=False, extra_arguments=['--log-level=40'],
                    resources={'metadata': {'path': str(path.parent)}}).execute()
     clean(nb)
     nbformat.write(nb, path)
@@ -75,7 +75,8 @@ def readme() -> tuple[str, dict[str, bytes]]:
             if 'image/png' in data:
                 name = f'README_files/{cell.id}.png'
                 pictures[name] = base64.b64decode(data['image/png'])
-                parts.append(f'![{data.get("text/plain", "")}]({name})')
+                alt = next((d.partition(':')[2].strip(' "') for d in directives if d.startswith('fig-alt:')), '')
+                parts.append(f'![{alt}]({name})')
             elif text := (out.get('text') or data.get('text/plain')): parts.append(f'```\n{text.rstrip()}\n```')
     text = '\n\n'.join(parts) + '\n'
     note = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'

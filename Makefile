@@ -1,0 +1,50 @@
+# Everything sets itself up: a virtual environment with the pinned packages, in .venv
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: help setup demo test lab docs notebooks export readme hooks example clean
+
+help:            ## what there is
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## the environment only
+
+$(VENV)/.ready: settings.ini setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup      ## learn edges from photographs, into runs/demo
+	$(BIN)/sparse_ae_demo
+
+test: setup      ## notebooks, then pytest
+	$(BIN)/nbdev_test
+	$(BIN)/python -m pytest
+
+lab: setup       ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+docs: setup      ## the site, into _docs
+	$(BIN)/python tools/docs.py
+
+notebooks: setup ## execute all notebooks in fresh kernels, in place; export; README
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/notebooks.py run
+	$(BIN)/python tools/notebooks.py readme
+
+export: setup    ## notebooks to modules
+	$(BIN)/nbdev_export
+
+readme: setup    ## README.md from the index
+	$(BIN)/python tools/notebooks.py readme
+
+hooks: setup     ## git and Jupyter hooks that clean notebooks
+	$(BIN)/nbdev_install_hooks
+
+example: setup   ## the example script
+	$(BIN)/python examples/sparse_autoencoder_example.py
+
+clean:           ## what can be made again
+	rm -rf $(VENV) _docs _proc runs nbs/runs dist build *.egg-info .pytest_cache .hypothesis
