@@ -1,0 +1,43 @@
+"Saving: real processes, killed."
+import random
+import subprocess
+import sys
+import textwrap
+import time
+
+import torch
+
+from sparse_ae.io import CONFIG, WEIGHTS
+from sparse_ae.models import SparseAutoencoder, TiedWeightSparseAutoencoder
+
+
+def test_killed_while_saving_leaves_a_model_that_loads(tmp_path):
+    code = textwrap.dedent(f'''
+        import torch
+        from sparse_ae import SparseAutoencoder
+        model = SparseAutoencoder(400, 300)
+        for number in range(100_000):
+            with torch.no_grad():
+                for p in model.parameters(): p.fill_(number)
+            model.save_pretrained({str(tmp_path)!r})
+            print(number, flush=True)
+    ''')
+    delays = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(delays.uniform(0, 0.2))
+        process.kill()
+        process.communicate()
+        values = {v for p in SparseAutoencoder.from_pretrained(tmp_path).parameters() for v in p.unique().tolist()}
+        assert len(values) == 1  # all parameters from the same save
+
+
+def test_saving_over_another_model(tmp_path):
+    SparseAutoencoder(6, 4).save_pretrained(tmp_path)
+    tied = TiedWeightSparseAutoencoder(9, 5, hidden_dims=(), activation='sigmoid', decoder_norm='atom')
+    tied.save_pretrained(tmp_path)
+    loaded = TiedWeightSparseAutoencoder.from_pretrained(tmp_path)
+    x = torch.rand(3, 9)
+    assert torch.equal(loaded(x), tied(x)) and not loaded.training
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG, WEIGHTS]

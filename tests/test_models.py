@@ -1,0 +1,81 @@
+"Models: state, formats, shapes."
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from sparse_ae.models import CODE_ACTIVATIONS, DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
+
+CLASSES = [SparseAutoencoder, TiedWeightSparseAutoencoder]
+
+
+@pytest.mark.parametrize('cls,activation,norm,dtype', list(itertools.product(CLASSES, CODE_ACTIVATIONS, DECODER_NORMS, [torch.float32, torch.float64, torch.bfloat16])))
+def test_state_goes_round(cls, activation, norm, dtype):
+    kwargs = dict(dtype=dtype, hidden_dims=(5,), activation=activation, decoder_norm=norm)
+    model, other = cls(6, 3, **kwargs), cls(6, 3, **kwargs)
+    x = torch.rand(4, 6).to(dtype)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), other(x)) and torch.equal(model(x), copy.deepcopy(model)(x))
+    assert torch.equal(model(x), pickle.loads(pickle.dumps(model))(x))
+    assert cls(**model.config()).config() == model.config()
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.none() | st.lists(st.integers(1, 6), max_size=3), st.booleans(), st.sampled_from(list(DECODER_NORMS)))
+def test_any_shape(input_dim, latent_dim, hidden_dims, tied, norm):
+    model = CLASSES[tied](input_dim, latent_dim, hidden_dims=hidden_dims, decoder_norm=norm)
+    for lead in ((), (1,), (2, 3), (0,)):
+        x = torch.rand(*lead, input_dim)
+        assert model.encode(x).shape == (*lead, latent_dim) and model(x).shape == x.shape
+    widths = (input_dim, *model.hidden_dims, latent_dim)
+    weights = sum(a*b for a, b in zip(widths, widths[1:]))
+    assert sum(p.numel() for p in model.parameters()) == (1 if tied else 2) * weights + sum(widths[1:]) + sum(widths[:-1])
+
+
+@pytest.mark.parametrize('cls', CLASSES)
+def test_dead_units_and_features_give_zeros_not_nan(cls):
+    for norm in ('row', 'atom'):
+        model = cls(4, 3, hidden_dims=(), decoder_norm=norm)
+        with torch.no_grad():
+            model._output_weight()[1] = 0
+            model._output_weight()[:, 2] = 0
+        out = model(torch.rand(5, 4))
+        out.sum().backward()
+        assert out.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters())
+        model.normalize_decoder_weights()
+        W = model._output_weight()
+        assert (W[1] == 0).all() and (W[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize('cls', CLASSES)
+def test_row_wise_normalisation_is_in_place_and_without_gradient(cls):
+    model = cls(6, 4, decoder_norm=None)
+    names = ['normalize_decoder_weights_row_wise'] + ['normalize_weights_row_wise'] * model.tied
+    for name in names:
+        with torch.no_grad(): model._output_weight().mul_(3)
+        before = model._output_weight().data_ptr()
+        getattr(model, name)()
+        assert model._output_weight().data_ptr() == before and model._output_weight().grad_fn is None or model.tied
+        assert_close(model._output_weight().norm(dim=1).detach(), torch.ones(6))
+
+
+def test_autocast():
+    model, x = SparseAutoencoder(8, 4), torch.rand(5, 8)
+    with torch.autocast('cpu', torch.bfloat16): out = model(x)
+    assert out.dtype == torch.bfloat16
+    assert_close(out.float(), model(x), atol=0.05, rtol=0.05)
+
+
+def test_moving_to_another_format():
+    model = SparseAutoencoder(8, 4).double()
+    assert model.dtype == torch.float64 and model.config()['dtype'] == torch.float64
+    assert model(torch.rand(2, 8, dtype=torch.float64)).dtype == torch.float64
+    with pytest.raises(TypeError, match="x must have the model's dtype torch.float64, got torch.float32"): model(torch.rand(2, 8))
+
+
+def test_base_class_is_shared():
+    assert SparseAutoencoder.encode is TiedWeightSparseAutoencoder.encode is BaseSparseAutoencoder.encode
