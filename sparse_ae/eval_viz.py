@@ -228,7 +228,7 @@ def plot_dictionary(
     ax.set_title(f"{len(grey)} of {len(atoms)} atoms ({kind})" + ('' if codes is None else ', most often active first'), fontsize=10)
     return _saved(fig, save_path)
 
-# %% ../nbs/03_eval_viz.ipynb #c435ea6e
+# %% ../nbs/03_eval_viz.ipynb #37826ee4
 @torch.no_grad()
 def plot_reconstructions(
     model:nn.Module,                         # Any module with `encode` and `decode`
@@ -252,7 +252,7 @@ def plot_reconstructions(
 def _draw_images(fig:Figure, pairs:np.ndarray, image_shape:Sequence[int]) -> Sequence[Any]:
     "Inputs above reconstructions; the lower axes."
     shape = check_image_shape(image_shape, pairs.shape[2])
-    low, high = np.quantile(pairs, [0.002, 0.998])
+    low, high = np.quantile(pairs[0], [0.002, 0.998])
     if low < 0: low, high = -max(-low, high), max(-low, high)  # zero in mid-grey
     scaled = ((pairs - low) / max(high - low, 1e-12)).clip(0, 1).reshape(*pairs.shape[:2], *shape)
     rows = fig.subplots(2, pairs.shape[1], squeeze=False)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .checks import as_rows, check_device, check_int, check_not_negative, check_positive, check_rows
 from .losses import get_penalty
 
-# %% ../nbs/02_training.ipynb #84cd9dac
+# %% ../nbs/02_training.ipynb #765d3924
 class Batches:
     "Batches of `data` as `(batch, ...)` tensors in `dtype` on `device`, shuffled anew at each pass if asked."
     def __init__(
@@ -37,7 +37,7 @@ class Batches:
         self.name, self.dtype, self.device = name, first.dtype, first.device
         self.width, self.batch_size, self.shuffle = getattr(model, 'input_dim', None), check_int('batch_size', batch_size), shuffle
         self.generator = None if seed is None else torch.Generator().manual_seed(check_int('seed', seed, 0))
-        if isinstance(data, Dataset) and not isinstance(data, Tensor):
+        if isinstance(data, Dataset):
             mixed = shuffle and not isinstance(data, IterableDataset)
             data = DataLoader(data, self.batch_size, shuffle=mixed, generator=self.generator)
         self.loader = data if isinstance(data, DataLoader) else None
