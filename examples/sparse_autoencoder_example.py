@@ -9,21 +9,25 @@ import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from sparse_ae import (SparseAutoencoder, TiedWeightSparseAutoencoder, digits, evaluate_sparse_autoencoder,
-                       plot_sparse_autoencoder_analysis, plot_sparse_training_history,
-                       train_sparse_autoencoder_with_early_stopping, train_val_split)
+from sparse_ae import (SparseAutoencoder, TiedWeightSparseAutoencoder, digits,
+                       evaluate_sparse_autoencoder, plot_sparse_autoencoder_analysis,
+                       plot_sparse_training_history, train_sparse_autoencoder_with_early_stopping,
+                       train_val_split)
 
 LATENTS = 50
-COLUMNS = {'explained_variance': 'explained variance', 'l0': 'L0', 'sparsity_level': 'sparsity level', 'dead_fraction': 'dead'}
+COLUMNS = {'explained_variance': 'explained variance', 'l0': 'L0',
+           'sparsity_level': 'sparsity level', 'dead_fraction': 'dead'}
 
 
-def fit(cls: type = SparseAutoencoder, num_epochs: int = 100, verbose: int = 0, **kwargs) -> tuple[torch.nn.Module, dict, dict]:
+def fit(cls: type = SparseAutoencoder, num_epochs: int = 100, verbose: int = 0,
+        **kwargs) -> tuple[torch.nn.Module, dict, dict]:
     "A model trained on the digits, its history, and its results on the held-out digits."
     train_data, val_data = train_val_split(digits())
     torch.manual_seed(0)
     model = cls(train_data.shape[1], LATENTS)
-    history = train_sparse_autoencoder_with_early_stopping(model, train_data, val_data, num_epochs=num_epochs, learning_rate=3e-3,
-                                                           patience=20, seed=0, verbose=verbose, **kwargs)
+    history = train_sparse_autoencoder_with_early_stopping(
+        model, train_data, val_data, num_epochs=num_epochs, learning_rate=3e-3, patience=20, seed=0,
+        verbose=verbose, **kwargs)
     return model, history, evaluate_sparse_autoencoder(model, val_data)
 
 
@@ -36,7 +40,8 @@ def print_table(rows: dict[str, dict]) -> None:
 
 def basic_training(folder: Path, num_epochs: int = 100) -> dict:
     "Train with the default penalty, and draw the history and the analysis."
-    _, history, results = fit(num_epochs=num_epochs, verbose=1, sparsity_type='kl', sparsity_weight=0.1, target_sparsity=0.05)
+    _, history, results = fit(num_epochs=num_epochs, verbose=1, sparsity_type='kl',
+                              sparsity_weight=0.1, target_sparsity=0.05)
     plot_sparse_training_history(history, folder/'training_history.png')
     plot_sparse_autoencoder_analysis(results, 'KL, weight 0.1', folder/'analysis.png')
     print_table({'kl, weight 0.1': results})
@@ -48,7 +53,8 @@ def compare_penalties(num_epochs: int = 100) -> dict[str, dict]:
     weights = {'l1': 0.01, 'kl': 0.1, 'hoyer': 0.01}
     rows = {}
     for name, weight in tqdm(weights.items(), desc='penalties', unit='model'):
-        rows[f'{name}, weight {weight}'] = fit(num_epochs=num_epochs, sparsity_type=name, sparsity_weight=weight)[2]
+        rows[f'{name}, weight {weight}'] = fit(num_epochs=num_epochs, sparsity_type=name,
+                                               sparsity_weight=weight)[2]
     print_table(rows)
     return rows
 
@@ -56,16 +62,20 @@ def compare_penalties(num_epochs: int = 100) -> dict[str, dict]:
 def compare_tied(num_epochs: int = 100) -> dict[str, dict]:
     "Untied and tied weights: half the weights, at what price?"
     rows = {}
-    for name, cls in tqdm({'untied': SparseAutoencoder, 'tied': TiedWeightSparseAutoencoder}.items(), desc='models', unit='model'):
+    for name, cls in tqdm({'untied': SparseAutoencoder,
+                           'tied': TiedWeightSparseAutoencoder}.items(),
+                          desc='models', unit='model'):
         model, _, results = fit(cls, num_epochs)
         rows[f'{name}, {sum(p.numel() for p in model.parameters())} parameters'] = results
     print_table(rows)
     return rows
 
 
-def effect_of_sparsity_weight(folder: Path, weights: Sequence[float] = (0, 0.05, 0.1, 0.5, 1.0), num_epochs: int = 100) -> dict[float, dict]:
+def effect_of_sparsity_weight(folder: Path, weights: Sequence[float] = (0, 0.05, 0.1, 0.5, 1.0),
+                              num_epochs: int = 100) -> dict[float, dict]:
     "The weight trades the error for sparsity: a table and a plot."
-    rows = {weight: fit(num_epochs=num_epochs, sparsity_weight=weight)[2] for weight in tqdm(weights, desc='weights', unit='model')}
+    rows = {weight: fit(num_epochs=num_epochs, sparsity_weight=weight)[2]
+            for weight in tqdm(weights, desc='weights', unit='model')}
     print_table({f'weight {weight}': results for weight, results in rows.items()})
     fig = Figure(figsize=(8, 3), layout='constrained')
     left, right = fig.subplots(1, 2)

@@ -43,10 +43,10 @@ def check_int(
     if number < least: raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
 
-# %% ../nbs/08_checks.ipynb #06c8f56e
+# %% ../nbs/08_checks.ipynb #d5f50fda
 def check_number(
     name:str,                      # The argument's name, for the error
-    value:Any,                     # What came: a Python or NumPy number, or a tensor with one element
+    value:Any,                     # What came: a Python or NumPy number, or a one-element tensor
     allowed:str,                   # The range in words: 'strictly between 0 and 1'
     inside:Callable[[float], bool],  # The range as a test
 ) -> float:                        # `value` as a `float`
@@ -72,14 +72,15 @@ def check_not_negative(name:str, value:Any) -> float:
     "`value` if it is 0 or more."
     return check_number(name, value, '0 or more', lambda v: v >= 0)
 
-# %% ../nbs/08_checks.ipynb #8802e7aa
+# %% ../nbs/08_checks.ipynb #9757f2b4
 def check_device(
     device:'str|torch.device',  # Such as `'cpu'`, `'cuda'`, `'cuda:1'`, `'mps'`
 ) -> torch.device:
     "The `torch.device`, if this machine has it; `ValueError` if not."
     try: checked = torch.device(device)
     except (RuntimeError, TypeError, ValueError):
-        raise ValueError(f"device must be a name such as 'cpu', 'cuda' or 'cuda:0', got {device!r}") from None
+        raise ValueError("device must be a name such as 'cpu', 'cuda' or 'cuda:0', "
+                         f"got {device!r}") from None
     # Which devices exist is known only by trying: builds, drivers and device numbers all have a say
     try: torch.empty(1, device=checked)
     except Exception as e:
@@ -93,44 +94,54 @@ def _devices_here() -> str:
     if torch.backends.mps.is_available(): here.append('mps')
     return ', '.join(repr(o) for o in here)
 
-# %% ../nbs/08_checks.ipynb #312b17b1
+# %% ../nbs/08_checks.ipynb #7440bfa9
 def as_rows(
     name:str,   # The argument's name, for the error
     data:Any,   # Tensor, NumPy array or memory map, shape `(n, ...)`
 ) -> Tensor:    # The same memory as a tensor
-    "`data` as a tensor that shares its memory; `TypeError` or `ValueError` if it is not rows of numbers."
+    """`data` as a tensor that shares its memory;
+    `TypeError` or `ValueError` if it is not rows of numbers."""
     if isinstance(data, np.ndarray):
         if data.dtype.kind not in 'fiub':
             raise TypeError(f"{name} must hold real numbers, got an array of dtype {data.dtype}")
-        if not data.dtype.isnative or any(s < 0 for s in data.strides): data = data.astype(data.dtype.newbyteorder('='))
+        if not data.dtype.isnative or any(s < 0 for s in data.strides):
+            data = data.astype(data.dtype.newbyteorder('='))
         with warnings.catch_warnings():  # a read-only memory map: nothing here writes to it
             warnings.filterwarnings('ignore', message='.*not writable')
             try: data = torch.from_numpy(data)
-            except TypeError: raise TypeError(f"{name} must hold numbers that torch knows, got dtype {data.dtype}") from None
+            except TypeError: raise TypeError(f"{name} must hold numbers that torch knows, "
+                                              f"got dtype {data.dtype}") from None
     if not isinstance(data, Tensor):
-        raise TypeError(f"{name} must be a tensor, NumPy array, memory map, Dataset or DataLoader, got {type(data).__name__}")
+        raise TypeError(f"{name} must be a tensor, NumPy array, memory map, Dataset or DataLoader, "
+                        f"got {type(data).__name__}")
     if data.is_complex(): raise TypeError(f"{name} must hold real numbers, got {data.dtype}")
-    if data.ndim < 2: raise ValueError(f"{name} must have shape (n, features), got {tuple(data.shape)}")
-    if data.numel() == 0: raise ValueError(f"{name} must not be empty, got shape {tuple(data.shape)}")
+    if data.ndim < 2:
+        raise ValueError(f"{name} must have shape (n, features), got {tuple(data.shape)}")
+    if data.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(data.shape)}")
     return data.detach()
 
-# %% ../nbs/08_checks.ipynb #3d49e1e8
+# %% ../nbs/08_checks.ipynb #045416ac
 def check_rows(
     name:str,             # The argument's name, for the error
     rows:Tensor,          # Rows of numbers, shape `(n, ...)`
     dtype:torch.dtype,    # The number format in which they will be used
     warn:bool=True,       # Say so when whole numbers are converted?
 ) -> None:
-    "`ValueError` if any row is NaN or infinite as `dtype`; a warning if whole numbers will be converted."
+    """`ValueError` if any row is NaN or infinite as `dtype`;
+    a warning if whole numbers will be converted."""
     whole = not rows.is_floating_point()
     if whole and warn:
         warnings.warn(f"{name} has dtype {rows.dtype}; it is converted to {dtype}. "
-                      "Scale it to about [0, 1] if it is not: penalties and learning rates expect that.", stacklevel=3)
+                      "Scale it to about [0, 1] if it is not: penalties and learning rates "
+                      "expect that.", stacklevel=3)
     bad, block = 0, max(1, 2**22 // max(1, rows[0].numel()))
     for part in rows.split(block):
         used = part.to(dtype)
         bad += int((~torch.isfinite(used)).flatten(1).any(1).sum())
         if whole and not torch.equal(used.to(part.dtype), part):
-            raise ValueError(f"{name} has whole numbers that {dtype} cannot hold exactly, got dtype {part.dtype}; scale it first")
+            raise ValueError(f"{name} has whole numbers that {dtype} cannot hold exactly, "
+                             f"got dtype {part.dtype}; scale it first")
     if bad:
-        raise ValueError(f"{name} has {bad} of {len(rows)} rows with NaN or infinity (as {dtype}); remove or fill them first")
+        raise ValueError(f"{name} has {bad} of {len(rows)} rows with NaN or infinity "
+                         f"(as {dtype}); remove or fill them first")

@@ -14,28 +14,31 @@ from torch import Tensor
 
 from .checks import as_rows, check_choice, check_fraction, check_int
 
-# %% ../nbs/04_data.ipynb #9d7d7296
+# %% ../nbs/04_data.ipynb #b6160923
 def _sklearn_datasets():
     "scikit-learn's `datasets` module; `ImportError` that names the extra if it is missing."
     try: from sklearn import datasets
-    except ImportError as e: raise ImportError("this needs scikit-learn: pip install sparse_ae[sklearn]") from e
+    except ImportError as e:
+        raise ImportError("this needs scikit-learn: pip install sparse_ae[sklearn]") from e
     return datasets
 
-# %% ../nbs/04_data.ipynb #ba04ac51
+# %% ../nbs/04_data.ipynb #847ee7e0
 def digits() -> Tensor:  # Shape `(1797, 64)`, single precision, in [0, 1]
     """Handwritten digits of 8 × 8 pixels, one flattened image a row.
 
-    Raises `ImportError` without scikit-learn. Source: Alpaydin & Kaynak, UCI Optical Recognition of Handwritten Digits,
-    as scikit-learn's `load_digits` ships it."""
+    Raises `ImportError` without scikit-learn. Source: Alpaydin & Kaynak, UCI Optical Recognition
+    of Handwritten Digits, as scikit-learn's `load_digits` ships it."""
     return torch.as_tensor(_sklearn_datasets().load_digits().data / 16, dtype=torch.float32)
 
-# %% ../nbs/04_data.ipynb #df840623
+# %% ../nbs/04_data.ipynb #5466230f
 CUTOFF = 0.4  # cycles per pixel, Olshausen & Field 1997
 
 def whiten_image(
     image:np.ndarray,   # Brightness, shape `(height, width)`, any unit
 ) -> np.ndarray:        # The same shape, mean 0 and standard deviation 1
-    "The image with a flattened spectrum. Source: Olshausen & Field, Vision Research 37, 1997, section 4."
+    """The image with a flattened spectrum.
+
+    Source: Olshausen & Field, Vision Research 37, 1997, section 4."""
     height, width = image.shape
     f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
     white = np.fft.ifft2(np.fft.fft2(image) * f * np.exp(-(f/CUTOFF)**4)).real
@@ -44,11 +47,13 @@ def whiten_image(
 @lru_cache(maxsize=1)
 def _whitened_photographs() -> list[np.ndarray]:
     "The photographs that scikit-learn ships, grey and whitened."
-    return [whiten_image(photo.mean(-1)) for photo in _sklearn_datasets().load_sample_images().images]
+    return [whiten_image(photo.mean(-1))
+            for photo in _sklearn_datasets().load_sample_images().images]
 
-# %% ../nbs/04_data.ipynb #5a6cd060
+# %% ../nbs/04_data.ipynb #eb4f1155
 def _regions(photo:np.ndarray, split:str) -> list[np.ndarray]:
-    "The fourth and the eighth of ten vertical strips of a photograph for `'val'`, the parts between them for `'train'`."
+    """The fourth and the eighth of ten vertical strips of a photograph for `'val'`, the parts
+    between them for `'train'`."""
     tenths = [round(photo.shape[1] * tenth / 10) for tenth in (3, 4, 7, 8)]
     parts = np.split(photo, tenths, axis=1)
     return parts[1::2] if split == 'val' else parts[0::2]
@@ -58,8 +63,9 @@ def image_patches(
     size:int=12,           # Height and width of a patch in pixels
     split:str='train',     # `'val'`: from a fifth of each photograph that `'train'` does not see
     seed:int=0,            # The same seed, the same patches
-) -> Tensor:               # Shape `(n, size * size)`, single precision, whitened, each row with mean 0
-    """Whitened patches of the two photographs that scikit-learn ships (427 × 640 pixels), one flattened patch a row.
+) -> Tensor:               # Shape `(n, size * size)`, single precision, whitened, rows of mean 0
+    """Whitened patches of the two photographs that scikit-learn ships (427 × 640 pixels),
+    one flattened patch a row.
 
     Raises `ValueError` for a `size` that does not fit, `ImportError` without scikit-learn."""
     n, size, seed = check_int('n', n), check_int('size', size, 2), check_int('seed', seed, 0)
@@ -67,17 +73,19 @@ def image_patches(
     rng = np.random.default_rng([seed, split == 'val'])
     regions = [region for photo in _whitened_photographs() for region in _regions(photo, split)]
     largest = min(min(region.shape) for region in regions)
-    if size > largest: raise ValueError(f"size must be at most {largest} for split {split!r}, got {size}")
+    if size > largest:
+        raise ValueError(f"size must be at most {largest} for split {split!r}, got {size}")
     windows = [np.lib.stride_tricks.sliding_window_view(region, (size, size)) for region in regions]
     places = np.array([window.shape[0] * window.shape[1] for window in windows])
     parts = []
-    for window, share in zip(windows, rng.multinomial(n, places / places.sum())):  # every place is as likely
+    # Every place is as likely
+    for window, share in zip(windows, rng.multinomial(n, places / places.sum())):
         rows, columns = (rng.integers(limit, size=share) for limit in window.shape[:2])
         parts.append(window[rows, columns].reshape(-1, size*size))
     patches = rng.permutation(np.concatenate(parts))
     return torch.from_numpy((patches - patches.mean(1, keepdims=True)).astype(np.float32))
 
-# %% ../nbs/04_data.ipynb #432c08a4
+# %% ../nbs/04_data.ipynb #25ae6fd9
 def train_val_split(
     data:'Tensor|np.ndarray',   # Rows of numbers, shape `(n, ...)`, at least 2 rows
     val_fraction:float=0.2,     # Part that goes to validation, strictly between 0 and 1
@@ -85,7 +93,9 @@ def train_val_split(
 ) -> tuple[Tensor, Tensor]:     # Training rows, validation rows
     "Training and validation rows, drawn at random; each side has at least one."
     data, fraction = as_rows('data', data), check_fraction('val_fraction', val_fraction)
-    if len(data) < 2: raise ValueError(f"data must have at least 2 rows to be split, got {len(data)}")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(check_int('seed', seed, 0)))
+    if len(data) < 2:
+        raise ValueError(f"data must have at least 2 rows to be split, got {len(data)}")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(
+        check_int('seed', seed, 0)))
     n_val = min(max(1, round(fraction * len(data))), len(data) - 1)
     return data[order[n_val:]], data[order[:n_val]]

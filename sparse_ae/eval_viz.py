@@ -21,7 +21,7 @@ from .checks import check_device, check_int
 from .losses import hoyer_sparseness
 from .training import Batches, check_autoencoder
 
-# %% ../nbs/03_eval_viz.ipynb #28a11b9d
+# %% ../nbs/03_eval_viz.ipynb #bcd91c04
 class _Variance:
     "Total squared deviation from the mean, batch by batch, in double precision."
     def __init__(self): self.n, self.mean, self.deviation = 0, 0., 0.
@@ -30,58 +30,68 @@ class _Variance:
         x = x.flatten(1).double()
         mean, n = x.mean(0), self.n + len(x)
         shift = mean - self.mean
-        self.deviation += ((x - mean).square().sum() + shift.square().sum() * self.n * len(x) / n).item()
+        self.deviation += ((x - mean).square().sum() + shift.square().sum()*self.n*len(x)/n).item()
         self.mean, self.n = self.mean + shift * (len(x) / n), n
 
 @torch.no_grad()
 def evaluate_sparse_autoencoder(
     model:nn.Module,                   # Any module with `encode` and `decode`
-    test_data:Any,                     # Tensor, array, memory map `(n, input_dim)`, `Dataset` or `DataLoader`
+    test_data:Any,           # Tensor, array, memory map `(n, input_dim)`, `Dataset` or `DataLoader`
     device:'str|torch.device'='cpu',   # Where to compute; the model stays there
     *,
     batch_size:int=1024,               # Samples at a time; the results do not depend on it
 ) -> dict:                             # The results
-    """What `model` makes of `test_data`: errors, codes and their sparsity, as NumPy arrays and floats; see the table above.
+    """What `model` makes of `test_data`: errors, codes and their sparsity, as NumPy arrays and
+    floats; see the table above.
 
     `explained_variance` is NaN if the data do not vary, `hoyer` is NaN for a single latent.
     Raises `TypeError` or `ValueError` for bad arguments and data."""
     check_autoencoder(model).to(check_device(device))
-    was_training, errors, codes, variance = model.training, [], [], _Variance()
+    was_training, variance = model.training, _Variance()
+    # Grown in place: many small results kept between large passing ones would fragment the memory
+    errors, codes = bytearray(), bytearray()
     model.eval()
     for x in Batches('test_data', test_data, model, batch_size):
         z = model.encode(x)
-        errors.append((model.decode(z) - x).flatten(1).square().mean(1).cpu())
-        codes.append(z.flatten(1).cpu())
+        left = (model.decode(z) - x).flatten(1)
+        errors += left.square().mean(1).double().cpu().numpy().tobytes()
+        codes += z.flatten(1).float().cpu().numpy().tobytes()
         variance.add(x)
-        features = x[0].numel()
     model.train(was_training)
-    errors, codes = torch.cat(errors).double().numpy(), torch.cat(codes).float().numpy()
-    return _error_results(errors, features, variance) | code_results(codes)
+    errors = np.frombuffer(errors, np.float64)
+    codes = np.frombuffer(codes, np.float32).reshape(len(errors), -1)
+    return _error_results(errors, left.shape[1], variance) | code_results(codes)
 
 def _error_results(errors:np.ndarray, features:int, variance:_Variance) -> dict:
     "The part of the results that tells how good the reconstructions are."
-    explained = 1 - errors.sum()*features / variance.deviation if variance.deviation > 0 else math.nan
-    return dict(errors=errors, mean=float(errors.mean()), std=float(errors.std()), explained_variance=float(explained))
+    explained = 1 - errors.sum()*features/variance.deviation if variance.deviation > 0 else math.nan
+    return dict(errors=errors, mean=float(errors.mean()), std=float(errors.std()),
+                explained_variance=float(explained))
 
+# %% ../nbs/03_eval_viz.ipynb #d1cf96dd
 def code_results(
     codes:np.ndarray,   # Codes, shape `(n, latent_dim)`
 ) -> dict:              # `latent_codes` and all that follows from them
     "The part of the results that tells how sparse the codes are."
     active, n = np.zeros(codes.shape[1]), len(codes)
     small, sparseness, block = 0, 0., max(1, 2**22 // codes.shape[1])
-    for part in np.array_split(codes, math.ceil(n / block)):  # masks of all codes at once would take their memory again
+    for part in np.array_split(codes, math.ceil(n / block)):  # masks of all would double the memory
         active += (part != 0).sum(0)
         small += int((abs(part) < 0.01).sum())
-        sparseness += hoyer_sparseness(torch.from_numpy(part)).sum().item() if part.shape[1] > 1 else math.nan
-    return dict(latent_codes=codes, mean_activation_per_neuron=codes.mean(0, dtype=np.float64), sparsity_level=small / codes.size,
-                l0=float(active.sum() / n), density=active / n, dead_fraction=float((active == 0).mean()), hoyer=sparseness / n)
+        sparseness += (hoyer_sparseness(torch.from_numpy(part)).sum().item() if part.shape[1] > 1
+                       else math.nan)
+    return dict(latent_codes=codes, mean_activation_per_neuron=codes.mean(0, dtype=np.float64),
+                sparsity_level=small / codes.size, l0=float(active.sum() / n), density=active / n,
+                dead_fraction=float((active == 0).mean()), hoyer=sparseness / n)
 
-# %% ../nbs/03_eval_viz.ipynb #15a433c1
+# %% ../nbs/03_eval_viz.ipynb #496d582b
 def _figure(width:float, height:float) -> Figure:
-    "A new figure, in inches. Where no window could show it, pyplot forgets it at once: no double display, no leak."
+    """A new figure, in inches. Where no window could show it, pyplot forgets it at once:
+    no double display, no leak."""
     import matplotlib.pyplot as plt
     fig = plt.figure(figsize=(width, height), dpi=80, layout='constrained')
-    if plt.get_backend().lower().split('.')[-1] in ('agg', 'inline', 'backend_inline'): plt.close(fig)
+    if plt.get_backend().lower().split('.')[-1] in ('agg', 'inline', 'backend_inline'):
+        plt.close(fig)
     return fig
 
 def _saved(fig:Figure, save_path:'str|Path|None') -> Figure:
@@ -91,13 +101,14 @@ def _saved(fig:Figure, save_path:'str|Path|None') -> Figure:
         fig.savefig(save_path, dpi=150)
     return fig
 
-# %% ../nbs/03_eval_viz.ipynb #8479fb6c
+# %% ../nbs/03_eval_viz.ipynb #56aadb52
 def plot_sparse_training_history(
     history:dict,                       # What training returned
     save_path:'str|Path|None'=None,     # Also write the figure here
 ) -> Figure:
     "Losses, and how sparse the code became, over the epochs."
-    panels = {'total loss': 'loss', 'reconstruction (MSE)': 'recon_loss', 'penalty, not weighted': 'sparsity_loss'}
+    panels = {'total loss': 'loss', 'reconstruction (MSE)': 'recon_loss',
+              'penalty, not weighted': 'sparsity_loss'}
     fig, epochs = _figure(13, 3), range(1, history['epochs_trained'] + 1)
     axes = fig.subplots(1, 4)
     for ax, (title, name) in zip(axes, panels.items()):
@@ -116,12 +127,13 @@ def _plot_activity(ax:Any, epochs:Sequence[int], history:dict) -> None:
     "L0 (left axis) and dead latents (right axis) over the epochs, if the history has them."
     if 'l0' not in history: return ax.axis('off')
     ax.plot(epochs, history['l0'], 'k', label='L0')
-    ax.set(title='L0 (—) and dead latents (- -)', xlabel='epoch', ylabel='active latents per sample', ylim=(0, None))
+    ax.set(title='L0 (—) and dead latents (- -)', xlabel='epoch',
+           ylabel='active latents per sample', ylim=(0, None))
     right = ax.twinx()
     right.plot(epochs, [100*v for v in history['dead_fraction']], 'k--')
     right.set(ylabel='dead latents in %', ylim=(-2, 102))
 
-# %% ../nbs/03_eval_viz.ipynb #e59f3cf9
+# %% ../nbs/03_eval_viz.ipynb #0742a1a1
 def plot_sparse_autoencoder_analysis(
     results:dict,                           # What `evaluate_sparse_autoencoder` returned
     model_name:str='Sparse Autoencoder',    # For the title
@@ -134,50 +146,61 @@ def plot_sparse_autoencoder_analysis(
     errors, latents, sizes, matrix = fig.subplots(1, 4, width_ratios=[1, 1, 1, 1.3])
     errors.hist(results['errors'], 50, color='0.5')
     errors.axvline(results['mean'], color='C1', label=f"mean {results['mean']:.3g}")
-    errors.set(title='reconstruction error', xlabel='MSE of a sample', ylabel='samples'); errors.legend()
+    errors.set(title='reconstruction error', xlabel='MSE of a sample', ylabel='samples')
+    errors.legend()
     latents.fill_between(range(1, len(mean) + 1), mean, color='0.5', step='mid')
     latents.set(title='mean activation', xlabel='latent, most active first', ylabel='mean of z')
     if active.size: sizes.hist(active, 60, color='0.5', log=True)
-    sizes.set(title=f'activations ({active.size/codes.size:.0%} are not 0)', xlabel='z', ylabel='count')
+    sizes.set(title=f'activations ({active.size/codes.size:.0%} are not 0)', xlabel='z',
+              ylabel='count')
     shown = codes[np.linspace(0, len(codes)-1, min(len(codes), 200)).astype(int)]
     order = np.argsort(-(shown != 0).sum(0), kind='stable')[:500]
-    image = matrix.imshow(shown[:, order], aspect='auto', cmap='gray_r', interpolation='nearest', vmax=np.quantile(abs(shown), 0.995) or 1)
-    matrix.set(title=f'codes of {len(shown)} samples', xlabel='latent, most often active first', ylabel='sample')
+    image = matrix.imshow(shown[:, order], aspect='auto', cmap='gray_r',
+                          interpolation='nearest', vmax=np.quantile(abs(shown), 0.995) or 1)
+    matrix.set(title=f'codes of {len(shown)} samples', xlabel='latent, most often active first',
+               ylabel='sample')
     fig.colorbar(image, ax=matrix, label='z')
-    facts = {'explained_variance': 'explained variance', 'l0': 'L0', 'sparsity_level': 'sparsity level', 'dead_fraction': 'dead'}
-    fig.suptitle('   '.join([model_name] + [f'{label} {results[name]:.3g}' for name, label in facts.items() if name in results]))
+    facts = {'explained_variance': 'explained variance', 'l0': 'L0',
+             'sparsity_level': 'sparsity level', 'dead_fraction': 'dead'}
+    fig.suptitle('   '.join([model_name] + [
+        f'{label} {results[name]:.3g}' for name, label in facts.items() if name in results]))
     return _saved(fig, save_path)
 
-# %% ../nbs/03_eval_viz.ipynb #83364dbe
+# %% ../nbs/03_eval_viz.ipynb #0f38462d
 def typical_codes(
     codes:'np.ndarray|Tensor',   # Codes of some data, shape `(n, latent_dim)`
 ) -> Tensor:                     # Shape `(latent_dim, latent_dim)`
-    "For each latent the mean code, weighted by that latent's absolute activation; zeros for a dead latent."
+    """For each latent the mean code, weighted by that latent's absolute activation;
+    zeros for a dead latent."""
     z = torch.as_tensor(codes)
     weight = z.abs().sum(0)
     return (z.abs().T @ z) / weight.masked_fill(weight == 0, 1)[:, None]
 
 @torch.no_grad()
 def dictionary(
-    model:nn.Module,                          # Any module with `encode` and `decode`
-    codes:'np.ndarray|Tensor|None'=None,      # Codes of some data, `(n, latent_dim)`: for typical codes
-    latent_dim:'int|None'=None,               # Number of latents, if the model does not say
-) -> Tensor:                                  # Atoms, shape `(latent_dim, input_dim)`
+    model:nn.Module,                      # Any module with `encode` and `decode`
+    codes:'np.ndarray|Tensor|None'=None,  # Codes of some data, `(n, latent_dim)`: for typical codes
+    latent_dim:'int|None'=None,           # Number of latents, if the model does not say
+) -> Tensor:                              # Atoms, shape `(latent_dim, input_dim)`
     """The direction in input space in which each latent moves the reconstruction.
 
-    For a single linear layer these are the columns of the decoder, for a deep decoder the columns of its Jacobian at a typical
-    code of each latent (with `codes`) or where that latent alone is on (without)."""
+    For a single linear layer these are the columns of the decoder, for a deep decoder the columns
+    of its Jacobian at a typical code of each latent (with `codes`) or where that latent
+    alone is on (without)."""
     check_autoencoder(model)
-    latent_dim = getattr(model, 'latent_dim', None) if latent_dim is None else check_int('latent_dim', latent_dim)
-    if latent_dim is None: raise ValueError("latent_dim must be given for a model that has no latent_dim")
+    latent_dim = (getattr(model, 'latent_dim', None) if latent_dim is None
+                  else check_int('latent_dim', latent_dim))
+    if latent_dim is None:
+        raise ValueError("latent_dim must be given for a model that has no latent_dim")
     first = next(model.parameters())
     axes = torch.eye(latent_dim, dtype=first.dtype, device=first.device)
     if codes is not None and codes.shape[-1] != latent_dim:
-        raise ValueError(f"codes must have shape (n, {latent_dim}), as latent_dim={latent_dim}; got {tuple(codes.shape)}")
+        raise ValueError(f"codes must have shape (n, {latent_dim}), as latent_dim={latent_dim}; "
+                         f"got {tuple(codes.shape)}")
     at = axes if codes is None else typical_codes(codes).to(axes)
     return torch.func.jvp(model.decode, (at,), (axes,))[1]
 
-# %% ../nbs/03_eval_viz.ipynb #208f160f
+# %% ../nbs/03_eval_viz.ipynb #3667928d
 def check_image_shape(
     image_shape:Sequence[int],   # `(height, width)` or `(height, width, 3)`
     features:int,                # Features of a sample
@@ -186,11 +209,13 @@ def check_image_shape(
     shape = tuple(check_int('image_shape', side) for side in image_shape)
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] != 3):
         raise ValueError(f"image_shape must be (height, width) or (height, width, 3), got {shape}")
-    if math.prod(shape) != features: raise ValueError(f"image_shape must have {features} entries, as a sample has; got {shape}, which has {math.prod(shape)}")
+    if math.prod(shape) != features:
+        raise ValueError(f"image_shape must have {features} entries, as a sample has; "
+                         f"got {shape}, which has {math.prod(shape)}")
     return shape
 
 def mosaic(
-    images:np.ndarray,         # Images, shape `(n, height, width)` or `(n, height, width, 3)`, in [0, 1]
+    images:np.ndarray,         # Shape `(n, height, width)` or `(n, height, width, 3)`, in [0, 1]
     columns:'int|None'=None,   # Images in a row; `None`: about square
     gap:int=1,                 # Pixels between images
 ) -> np.ndarray:               # One image, white between the small ones
@@ -204,40 +229,48 @@ def mosaic(
         sheet[top:top+height, left:left+width] = image
     return sheet
 
-# %% ../nbs/03_eval_viz.ipynb #24edc0d4
+# %% ../nbs/03_eval_viz.ipynb #69485d2b
 def plot_dictionary(
-    model:nn.Module,                           # Any module with `encode` and `decode`
-    image_shape:'Sequence[int]|None'=None,     # `(height, width)` or `(height, width, 3)`; `None`: data that are not images
-    codes:'np.ndarray|Tensor|None'=None,       # Codes of some data, such as `results['latent_codes']`
-    max_atoms:int=400,                         # Atoms shown, at most
-    save_path:'str|Path|None'=None,            # Also write the figure here
+    model:nn.Module,                        # Any module with `encode` and `decode`
+    image_shape:'Sequence[int]|None'=None,  # `(height, width[, 3])`; `None`: not images
+    codes:'np.ndarray|Tensor|None'=None,    # Codes of some data, such as `results['latent_codes']`
+    max_atoms:int=400,                      # Atoms shown, at most
+    save_path:'str|Path|None'=None,         # Also write the figure here
 ) -> Figure:
-    "The atoms, each on its own scale with zero in mid-grey: images, or rows of one matrix; with `codes` the most often active first."
+    """The atoms, each on its own scale with zero in mid-grey: images, or rows of one matrix;
+    with `codes` the most often active first."""
     atoms = dictionary(model, codes).flatten(1).cpu().float().numpy()
-    order = np.arange(len(atoms)) if codes is None else np.argsort(-(np.asarray(codes) != 0).sum(0), kind='stable')
+    order = (np.arange(len(atoms)) if codes is None
+             else np.argsort(-(np.asarray(codes) != 0).sum(0), kind='stable'))
     largest = abs(atoms).max(1, keepdims=True)
-    grey = (0.5 + 0.5 * atoms / np.where(largest > 0, largest, 1))[order[:check_int('max_atoms', max_atoms)]]
-    if image_shape is not None: sheet = mosaic(grey.reshape(-1, *check_image_shape(image_shape, atoms.shape[1])))
+    grey = (0.5 + 0.5 * atoms / np.where(largest > 0, largest, 1))[
+        order[:check_int('max_atoms', max_atoms)]]
+    if image_shape is not None:
+        sheet = mosaic(grey.reshape(-1, *check_image_shape(image_shape, atoms.shape[1])))
     fig = _figure(8, 5 if image_shape is None else 8 * sheet.shape[0] / sheet.shape[1] + 0.4)
     ax = fig.subplots()
-    ax.imshow(grey if image_shape is None else sheet, cmap='gray', vmin=0, vmax=1, interpolation='nearest', aspect='auto' if image_shape is None else 'equal')
+    ax.imshow(grey if image_shape is None else sheet, cmap='gray', vmin=0, vmax=1,
+              interpolation='nearest', aspect='auto' if image_shape is None else 'equal')
     if image_shape is None: ax.set(xlabel='input feature', ylabel='latent')
     else: ax.axis('off')
     where = 'single latents' if codes is None else 'typical codes'
-    kind = 'columns of the decoder' if getattr(model, 'depth', None) == 1 else f'local directions of the decoder, at {where}'
-    ax.set_title(f"{len(grey)} of {len(atoms)} atoms ({kind})" + ('' if codes is None else ', most often active first'), fontsize=10)
+    kind = ('columns of the decoder' if getattr(model, 'depth', None) == 1
+            else f'local directions of the decoder, at {where}')
+    ax.set_title(f"{len(grey)} of {len(atoms)} atoms ({kind})"
+                 + ('' if codes is None else ', most often active first'), fontsize=10)
     return _saved(fig, save_path)
 
-# %% ../nbs/03_eval_viz.ipynb #37826ee4
+# %% ../nbs/03_eval_viz.ipynb #504390ef
 @torch.no_grad()
 def plot_reconstructions(
     model:nn.Module,                         # Any module with `encode` and `decode`
     x:'Tensor|np.ndarray',                   # Some samples, shape `(n, input_dim)`
-    image_shape:'Sequence[int]|None'=None,   # `(height, width)` or `(height, width, 3)`; `None`: data that are not images
+    image_shape:'Sequence[int]|None'=None,   # `(height, width[, 3])`; `None`: not images
     max_samples:int=12,                      # Samples shown, at most
     save_path:'str|Path|None'=None,          # Also write the figure here
 ) -> Figure:
-    "Samples and their reconstructions on one scale, as images or as lines, with the error and the L0 of each."
+    """Samples and their reconstructions on one scale, as images or as lines,
+    with the error and the L0 of each."""
     max_samples = check_int('max_samples', max_samples)
     batch = next(iter(Batches('x', x[:max_samples], check_autoencoder(model), max_samples)))
     z = model.encode(batch)
@@ -245,7 +278,8 @@ def plot_reconstructions(
     fig = _figure(1.05 * len(batch) + 0.8, 1.9 if image_shape is None else 2.7)
     draw = _draw_lines if image_shape is None else _draw_images
     lowest = draw(fig, pairs, image_shape)
-    for ax, error, l0 in zip(lowest, ((pairs[1] - pairs[0])**2).mean(1), (z.flatten(1) != 0).sum(1).tolist()):
+    for ax, error, l0 in zip(lowest, ((pairs[1] - pairs[0])**2).mean(1),
+                             (z.flatten(1) != 0).sum(1).tolist()):
         ax.set_xlabel(f'MSE {error:.2g}\nL0 {l0}', fontsize=8)
     return _saved(fig, save_path)
 
@@ -270,5 +304,6 @@ def _draw_lines(fig:Figure, pairs:np.ndarray, image_shape:None) -> Sequence[Any]
         ax.plot(x, color='0.65', lw=2.5, label='input')
         ax.plot(x_reconstructed, 'k', lw=0.9, label='reconstruction')
         ax.set(xticks=[])
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, fontsize=8)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center',
+               ncols=2, fontsize=8)
     return axes

@@ -18,14 +18,15 @@ from fastcore.basics import patch
 from .checks import check_choice
 from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
 
-# %% ../nbs/06_io.ipynb #b38a6412
+# %% ../nbs/06_io.ipynb #20888797
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 
 @contextmanager
 def written_whole(
     path:'str|Path',      # Where the file is to be
 ) -> Iterator[Path]:      # Where to write it
-    "A path beside `path` that takes its place when the block ends, and is removed if the block fails."
+    """A path beside `path` that takes its place when the block ends, and is removed if the block
+    fails."""
     path = Path(path)
     beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -34,7 +35,7 @@ def written_whole(
         beside.replace(path)
     finally: beside.unlink(missing_ok=True)
 
-# %% ../nbs/06_io.ipynb #e5d0d52f
+# %% ../nbs/06_io.ipynb #b94456a0
 @patch
 def save_pretrained(
     self:BaseSparseAutoencoder,
@@ -47,10 +48,12 @@ def save_pretrained(
     config = dict(model_class=type(self).__name__, **self.config())
     config['dtype'] = str(self.dtype).removeprefix('torch.')
     state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
-    with written_whole(folder/WEIGHTS) as beside: save_file(state, beside, metadata={'format': 'pt'})
-    with written_whole(folder/CONFIG) as beside: beside.write_text(json.dumps(config, indent=2) + '\n')
+    with written_whole(folder/WEIGHTS) as beside:
+        save_file(state, beside, metadata={'format': 'pt'})
+    with written_whole(folder/CONFIG) as beside:
+        beside.write_text(json.dumps(config, indent=2) + '\n')
 
-# %% ../nbs/06_io.ipynb #4eb04c2a
+# %% ../nbs/06_io.ipynb #4c53fc8b
 MODEL_CLASSES = {cls.__name__: cls for cls in (SparseAutoencoder, TiedWeightSparseAutoencoder)}
 
 def read_config(
@@ -58,13 +61,19 @@ def read_config(
 ) -> tuple[type, dict]:  # The model's class, and the arguments of its constructor
     "Class and arguments of the model in `folder`. Raises `FileNotFoundError` or `ValueError`."
     path = Path(folder)/CONFIG
-    if not path.is_file(): raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}, as save_pretrained writes them; no {CONFIG} in {folder}")
+    if not path.is_file():
+        raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}, as save_pretrained "
+                                f"writes them; no {CONFIG} in {folder}")
     try: config = json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} is not JSON: {e}") from None
-    if not isinstance(config, dict): raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-    cls = MODEL_CLASSES[check_choice('model_class in config.json', config.pop('model_class', None), MODEL_CLASSES)]
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
+    cls = MODEL_CLASSES[check_choice('model_class in config.json', config.pop('model_class', None),
+                                     MODEL_CLASSES)]
     dtype = getattr(torch, str(config.get('dtype')), None)
-    if not isinstance(dtype, torch.dtype): raise ValueError(f"dtype in config.json must be a torch dtype such as 'float32', got {config.get('dtype')!r}")
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError("dtype in config.json must be a torch dtype such as 'float32', "
+                         f"got {config.get('dtype')!r}")
     return cls, {**config, 'dtype': dtype}
 
 @patch(cls_method=True)
@@ -75,13 +84,18 @@ def from_pretrained(
 ) -> BaseSparseAutoencoder:            # The model, in eval mode
     """The model saved in `folder`.
 
-    Raises `FileNotFoundError` if a file is missing, `ValueError` if a file is damaged, or the folder holds another class."""
+    Raises `FileNotFoundError` if a file is missing, `ValueError` if a file is damaged, or the
+    folder holds another class."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     saved, config = read_config(folder)
-    if not issubclass(saved, cls): raise ValueError(f"folder must hold a {cls.__name__}, got a {saved.__name__}; use {saved.__name__}.from_pretrained")
+    if not issubclass(saved, cls):
+        raise ValueError(f"folder must hold a {cls.__name__}, got a {saved.__name__}; "
+                         f"use {saved.__name__}.from_pretrained")
     weights = Path(folder)/WEIGHTS
-    if not weights.is_file(): raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}; no {WEIGHTS} in {folder}")
+    if not weights.is_file():
+        raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}; "
+                                f"no {WEIGHTS} in {folder}")
     try:
         model = saved(device=device, **config)
         model.load_state_dict(load_file(weights, device=str(device)))

@@ -34,34 +34,39 @@ def mean_activation(
     z = z.reshape(-1, z.shape[-1]).relu()
     return z.mean(0, dtype=torch.promote_types(z.dtype, torch.float32))
 
-# %% ../nbs/01_losses.ipynb #da3ac6fd
+# %% ../nbs/01_losses.ipynb #cfdcad46
 def kl_divergence_sparsity_loss(
     z:Tensor,                     # Code, shape `(..., latent_dim)`
-    target_sparsity:float=0.05,   # `rho`, the rate that each latent should have, strictly between 0 and 1
-    epsilon:float=1e-10,          # Below `epsilon` and above `1 - epsilon` the function goes on as its tangent
+    target_sparsity:float=0.05,   # `rho`, the rate a latent should have, strictly between 0 and 1
+    epsilon:float=1e-10,          # Below it and above `1 - epsilon` the tangent takes over
 ) -> Tensor:                      # Scalar, `>= 0`
     """Mean over the latents of the KL divergence from the target rate to the latent's rate.
 
-    Raises `ValueError` if `target_sparsity` is not in (0, 1) or `epsilon` does not lie below it and below its complement.
-    Source: Ng, *Sparse autoencoder*, CS294A lecture notes, 2011, with the mean over the latents in place of the sum."""
+    Raises `ValueError` if `target_sparsity` is not in (0, 1) or `epsilon` does not lie below it
+    and below its complement.
+    Source: Ng, *Sparse autoencoder*, CS294A lecture notes, 2011, with the mean over the latents
+    in place of the sum."""
     rho = check_fraction('target_sparsity', target_sparsity)
     largest = min(rho, 1-rho)
-    check_number('epsilon', epsilon, f'above 0 and below {largest:g} (the target or its complement)', lambda v: 0 < v < largest)
+    check_number('epsilon', epsilon,
+                 f'above 0 and below {largest:g} (the target or its complement)',
+                 lambda v: 0 < v < largest)
     rho_hat = mean_activation(z)
     inside = rho_hat.clamp(epsilon, 1 - max(epsilon, torch.finfo(rho_hat.dtype).eps))
     kl = rho * (math.log(rho) - inside.log()) + (1-rho) * (math.log1p(-rho) - (-inside).log1p())
     slope = ((inside - rho) / (inside * (1-inside))).detach()
     return (kl + slope * (rho_hat - inside)).mean()
 
-# %% ../nbs/01_losses.ipynb #f856712e
+# %% ../nbs/01_losses.ipynb #90011649
 def hoyer_sparseness(
     z:Tensor,    # Code, shape `(..., latent_dim)`, `latent_dim >= 2`
-) -> Tensor:     # Sparseness of each sample, shape `(...)`: 0 for a flat code, 1 for a one-hot or all-zero one
+) -> Tensor:     # Sparseness of each sample, shape `(...)`: 0 if flat, 1 if one-hot or all-zero
     """Hoyer's sparseness of each code.
 
     Raises `ValueError` if `latent_dim` is 1. Source: Hoyer, JMLR 5:1457-1469, 2004, section 3.1."""
     n = z.shape[-1]
-    if n < 2: raise ValueError(f"latent_dim must be at least 2 for Hoyer's sparseness, got {n}: one latent alone is both flat and one-hot")
+    if n < 2: raise ValueError(f"latent_dim must be at least 2 for Hoyer's sparseness, got {n}: "
+                               "one latent alone is both flat and one-hot")
     largest = z.detach().abs().amax(-1, keepdim=True)
     silent = largest[..., 0] == 0
     u = z / largest.masked_fill(largest == 0, 1)
@@ -75,20 +80,23 @@ def hoyer_sparsity_loss(
     "One minus the mean Hoyer sparseness of the codes. Raises `ValueError` if `latent_dim` is 1."
     return 1 - hoyer_sparseness(z).mean()
 
-# %% ../nbs/01_losses.ipynb #23f9b4b6
+# %% ../nbs/01_losses.ipynb #f10856c6
 def no_sparsity_loss(
     z:Tensor,    # Code, any shape
 ) -> Tensor:     # Scalar 0
     "Zero: no penalty, a plain autoencoder."
     return z.new_zeros(())
 
-PENALTIES = {'kl': kl_divergence_sparsity_loss, 'l1': l1_sparsity_loss, 'hoyer': hoyer_sparsity_loss, 'none': no_sparsity_loss}
+PENALTIES = {'kl': kl_divergence_sparsity_loss, 'l1': l1_sparsity_loss,
+             'hoyer': hoyer_sparsity_loss, 'none': no_sparsity_loss}
 
 def get_penalty(
-    sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # `'kl'`, `'l1'`, `'hoyer'`, `'none'`, or a function `z -> scalar`
-    target_sparsity:float=0.05,                           # Target rate for `'kl'`, strictly between 0 and 1
+    sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # Name in `PENALTIES`, or `z -> scalar`
+    target_sparsity:float=0.05,                           # Target rate for `'kl'`, in (0, 1)
 ) -> Callable[[Tensor], Tensor]:                          # Function of the code alone
-    "The penalty of that name as a function of the code alone. Raises `ValueError` for an unknown name or target."
+    """The penalty of that name as a function of the code alone.
+
+    Raises `ValueError` for an unknown name or target."""
     check_fraction('target_sparsity', target_sparsity)
     if callable(sparsity_type): return sparsity_type
     penalty = PENALTIES[check_choice('sparsity_type', sparsity_type, PENALTIES)]

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from .checks import check_choice, check_device, check_int
 from .losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
 
-# %% ../nbs/00_models.ipynb #ddf30830
+# %% ../nbs/00_models.ipynb #45cfca27
 def unit_norm(
     W:Tensor,    # Matrix, shape `(rows, columns)`
     dim:int,     # 1: each row gets norm 1. 0: each column does
 ) -> Tensor:     # Matrix of the same shape
     "`W` with each row or column divided by its L2 norm; zeros stay zeros."
-    # Dividing by the largest entry first keeps the squares of tiny and of huge weights representable
+    # Dividing by the largest entry first keeps squares of tiny and of huge weights representable
     largest = W.detach().abs().amax(dim, keepdim=True)
     W = W / largest.masked_fill(largest == 0, 1)
     norm = torch.linalg.vector_norm(W, dim=dim, keepdim=True)
@@ -32,7 +32,7 @@ def unit_norm(
 
 DECODER_NORMS = {'row': 1, 'atom': 0, None: None}  # the dimension along which the norm is taken
 
-# %% ../nbs/00_models.ipynb #7e955749
+# %% ../nbs/00_models.ipynb #371ac774
 CODE_ACTIVATIONS = {'relu': nn.ReLU, 'sigmoid': nn.Sigmoid, 'identity': nn.Identity}
 
 def check_hidden_dims(
@@ -43,14 +43,16 @@ def check_hidden_dims(
     "The widths of the hidden layers, from the input to the code."
     if hidden_dims is None: return ((input_dim + latent_dim) // 2,)
     if isinstance(hidden_dims, (str, bytes)) or not isinstance(hidden_dims, Iterable):
-        raise TypeError(f"hidden_dims must be None or a tuple of whole numbers, got {hidden_dims!r}")
+        raise TypeError("hidden_dims must be None or a tuple of whole numbers, "
+                        f"got {hidden_dims!r}")
     return tuple(check_int(f'hidden_dims[{i}]', width) for i, width in enumerate(hidden_dims))
 
-# %% ../nbs/00_models.ipynb #d3ba0eab
+# %% ../nbs/00_models.ipynb #0c18c68d
 class BaseSparseAutoencoder(nn.Module):
     """What tied and untied models share: parameters, `encode`, `decode` and the decoder's geometry.
 
-    A subclass says where its matrices come from: `encoder_weights`, `decoder_weights`, `_output_weight`."""
+    A subclass says where its matrices come from: `encoder_weights`, `decoder_weights`,
+    `_output_weight`."""
     tied = False
     l1_sparsity_loss = staticmethod(l1_sparsity_loss)
     kl_divergence_sparsity_loss = staticmethod(kl_divergence_sparsity_loss)
@@ -63,12 +65,13 @@ class BaseSparseAutoencoder(nn.Module):
         device:'str|torch.device'='cpu',        # Where the parameters are
         dtype:torch.dtype=torch.float32,        # Their number format, floating point
         *,
-        hidden_dims:'Iterable[int]|None'=None,  # Widths from input to code; the decoder mirrors them
+        hidden_dims:'Iterable[int]|None'=None,  # Widths from input to code; decoder mirrors them
         activation:str='relu',                  # Code activation, a name in `CODE_ACTIVATIONS`
         decoder_norm:'str|None'='row',          # `'row'`, `'atom'` or `None`
     ):
         super().__init__()
-        self.input_dim, self.latent_dim = check_int('input_dim', input_dim), check_int('latent_dim', latent_dim)
+        self.input_dim, self.latent_dim = (check_int('input_dim', input_dim),
+                                           check_int('latent_dim', latent_dim))
         self.hidden_dims = check_hidden_dims(hidden_dims, self.input_dim, self.latent_dim)
         self.activation_name = check_choice('activation', activation, CODE_ACTIVATIONS)
         self.decoder_norm = check_choice('decoder_norm', decoder_norm, DECODER_NORMS)
@@ -78,13 +81,16 @@ class BaseSparseAutoencoder(nn.Module):
         widths = (self.input_dim, *self.hidden_dims, self.latent_dim)
         self.depth, where = len(widths) - 1, dict(device=check_device(device), dtype=dtype)
         self._add_layers('encoder', widths, ('mat', 'bias'), where)
-        self._add_layers('decoder', widths[::-1], ('bias',) if self.tied else ('mat', 'bias'), where)
+        self._add_layers('decoder', widths[::-1], ('bias',) if self.tied else ('mat', 'bias'),
+                         where)
 
-    def extra_repr(self): return ', '.join(f'{name}={value!r}' for name, value in self.config().items())
+    def extra_repr(self):
+        return ', '.join(f'{name}={value!r}' for name, value in self.config().items())
 
-# %% ../nbs/00_models.ipynb #bcd10680
+# %% ../nbs/00_models.ipynb #fe78ae08
 @patch
-def _add_layers(self:BaseSparseAutoencoder, side:str, widths:tuple[int, ...], kinds:tuple[str, ...], where:dict) -> None:
+def _add_layers(self:BaseSparseAutoencoder, side:str, widths:tuple[int, ...],
+                kinds:tuple[str, ...], where:dict) -> None:
     "Register and initialise `{side}_mat_1`, `{side}_bias_1`, ... for layers of these `widths`."
     for layer, (fan_in, fan_out) in enumerate(pairwise(widths), 1):
         for kind in kinds:
@@ -108,10 +114,11 @@ def config(
     self:BaseSparseAutoencoder,
 ) -> dict:  # Keyword arguments for the constructor
     "The arguments that rebuild this model, except the device and the random start."
-    return dict(input_dim=self.input_dim, latent_dim=self.latent_dim, dtype=self.dtype, hidden_dims=self.hidden_dims,
-                activation=self.activation_name, decoder_norm=self.decoder_norm)
+    return dict(input_dim=self.input_dim, latent_dim=self.latent_dim, dtype=self.dtype,
+                hidden_dims=self.hidden_dims, activation=self.activation_name,
+                decoder_norm=self.decoder_norm)
 
-# %% ../nbs/00_models.ipynb #04a98d14
+# %% ../nbs/00_models.ipynb #570e4c31
 def linear_stack(
     x:Tensor,                # Shape `(..., fan_in)`
     weights:list[Tensor],    # One matrix `(fan_out, fan_in)` a layer
@@ -126,11 +133,14 @@ def linear_stack(
 def _check_width(self:BaseSparseAutoencoder, name:str, value:Tensor, width_name:str) -> None:
     "Raise the error that says what is wrong with an input or a code."
     width = getattr(self, width_name)
-    if not isinstance(value, Tensor): raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor")
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor")
     if value.ndim == 0 or value.shape[-1] != width:
-        raise ValueError(f"{name} must have shape (..., {width}), as {width_name}={width}; got {tuple(value.shape)}")
+        raise ValueError(f"{name} must have shape (..., {width}), as {width_name}={width}; "
+                         f"got {tuple(value.shape)}")
     if value.dtype != self.dtype and not torch.is_autocast_enabled(value.device.type):
-        raise TypeError(f"{name} must have the model's dtype {self.dtype}, got {value.dtype}; use .to({self.dtype})")
+        raise TypeError(f"{name} must have the model's dtype {self.dtype}, got {value.dtype}; "
+                        f"use .to({self.dtype})")
 
 # %% ../nbs/00_models.ipynb #f349611e
 @patch
@@ -159,7 +169,7 @@ def forward(
     "The reconstruction of `x`: `decode(encode(x))`."
     return self.decode(self.encode(x))
 
-# %% ../nbs/00_models.ipynb #93ee4f36
+# %% ../nbs/00_models.ipynb #57313d00
 @patch
 def _normalize(self:BaseSparseAutoencoder, W:Tensor) -> Tensor:
     "`W`, the last decoder layer `(input_dim, fan_in)`, with the norm of this model's geometry."
@@ -168,21 +178,24 @@ def _normalize(self:BaseSparseAutoencoder, W:Tensor) -> Tensor:
 @patch
 @torch.no_grad()
 def normalize_decoder_weights(self:BaseSparseAutoencoder) -> None:
-    "Make the stored decoder equal to the effective one, in place. The model's function does not change."
+    """Make the stored decoder equal to the effective one, in place.
+
+    The model's function does not change."""
     W = self._output_weight()
     W.copy_(self._normalize(W))
 
 @patch
 @torch.no_grad()
 def normalize_decoder_weights_row_wise(self:BaseSparseAutoencoder) -> None:
-    "Divide each row of the stored last decoder layer `(input_dim, fan_in)` by its L2 norm, in place, without gradient."
+    """Divide each row of the stored last decoder layer `(input_dim, fan_in)` by its L2 norm,
+    in place, without gradient."""
     if self.decoder_norm == 'atom':
-        raise ValueError("decoder_norm must be 'row' or None for row-wise normalisation, got 'atom', which normalises "
-                         "columns; use normalize_decoder_weights()")
+        raise ValueError("decoder_norm must be 'row' or None for row-wise normalisation, got "
+                         "'atom', which normalises columns; use normalize_decoder_weights()")
     W = self._output_weight()
     W.copy_(unit_norm(W, DECODER_NORMS['row']))
 
-# %% ../nbs/00_models.ipynb #bd10877d
+# %% ../nbs/00_models.ipynb #cfeced05
 class SparseAutoencoder(BaseSparseAutoencoder):
     "Sparse autoencoder whose decoder has weights of its own."
 
@@ -193,11 +206,12 @@ class SparseAutoencoder(BaseSparseAutoencoder):
         return self._layers('encoder_mat')
 
     def decoder_weights(self) -> list[Tensor]:
-        "Effective decoder matrices `(fan_out, fan_in)`, from the code to the input; the last one is normalised."
+        """Effective decoder matrices `(fan_out, fan_in)`, from the code to the input;
+        the last one is normalised."""
         *hidden, last = self._layers('decoder_mat')
         return [*hidden, self._normalize(last)]
 
-# %% ../nbs/00_models.ipynb #8580569b
+# %% ../nbs/00_models.ipynb #8d78f792
 class TiedWeightSparseAutoencoder(BaseSparseAutoencoder):
     "Sparse autoencoder whose decoder layers are the transposes of its encoder layers."
     tied = True
@@ -206,7 +220,8 @@ class TiedWeightSparseAutoencoder(BaseSparseAutoencoder):
     def _output_weight(self) -> Tensor: return self.encoder_mat_1.T
 
     def encoder_weights(self) -> list[Tensor]:
-        "Effective encoder matrices `(fan_out, fan_in)`; the first one, shared with the last decoder layer, is normalised."
+        """Effective encoder matrices `(fan_out, fan_in)`; the first one, shared with the last
+        decoder layer, is normalised."""
         return [self._normalize(self._output_weight()).T, *self._layers('encoder_mat')[1:]]
 
     def decoder_weights(self) -> list[Tensor]:

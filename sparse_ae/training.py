@@ -6,7 +6,7 @@
 __all__ = ['MEASURED', 'Batches', 'Losses', 'batch_losses', 'run_epoch', 'TrainingDiverged', 'check_autoencoder',
            'train_sparse_autoencoder_with_early_stopping']
 
-# %% ../nbs/02_training.ipynb #0bab0795
+# %% ../nbs/02_training.ipynb #c5530c3f
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,25 +18,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .checks import as_rows, check_device, check_int, check_not_negative, check_positive, check_rows
+from .checks import (as_rows, check_device, check_int, check_not_negative,
+                              check_positive, check_rows)
 from .losses import get_penalty
 
-# %% ../nbs/02_training.ipynb #765d3924
+# %% ../nbs/02_training.ipynb #5cdf3504
 class Batches:
-    "Batches of `data` as `(batch, ...)` tensors in `dtype` on `device`, shuffled anew at each pass if asked."
+    """Batches of `data` as `(batch, ...)` tensors in `dtype` on `device`, shuffled anew at each
+    pass if asked."""
     def __init__(
         self,
-        name:str,                     # The argument's name, for errors
-        data:Any,                     # Tensor, array or memory map `(n, ...)`, `Dataset`, or `DataLoader`
-        model:nn.Module,              # Its `input_dim`, if it has one, is the width that data must have
-        batch_size:int=256,           # Rows in a batch, at most; a `DataLoader` keeps its own
-        shuffle:bool=False,           # A new order at each pass? A `DataLoader` keeps its own
-        seed:'int|None'=None,         # Fixes the orders; `None`: torch's global generator
+        name:str,              # The argument's name, for errors
+        data:Any,              # Tensor, array or memory map `(n, ...)`, `Dataset`, or `DataLoader`
+        model:nn.Module,       # Its `input_dim`, if it has one, is the width that data must have
+        batch_size:int=256,    # Rows in a batch, at most; a `DataLoader` keeps its own
+        shuffle:bool=False,    # A new order at each pass? A `DataLoader` keeps its own
+        seed:'int|None'=None,  # Fixes the orders; `None`: torch's global generator
     ):
         first = next(model.parameters(), torch.empty(0))
         self.name, self.dtype, self.device = name, first.dtype, first.device
-        self.width, self.batch_size, self.shuffle = getattr(model, 'input_dim', None), check_int('batch_size', batch_size), shuffle
-        self.generator = None if seed is None else torch.Generator().manual_seed(check_int('seed', seed, 0))
+        self.width, self.batch_size, self.shuffle = (
+            getattr(model, 'input_dim', None), check_int('batch_size', batch_size), shuffle)
+        self.generator = (None if seed is None else
+                          torch.Generator().manual_seed(check_int('seed', seed, 0)))
         if isinstance(data, Dataset):
             mixed = shuffle and not isinstance(data, IterableDataset)
             data = DataLoader(data, self.batch_size, shuffle=mixed, generator=self.generator)
@@ -48,7 +52,8 @@ class Batches:
 
     def _check_shape(self, rows:Tensor) -> None:
         if self.width is not None and (rows.ndim != 2 or rows.shape[1] != self.width):
-            raise ValueError(f"{self.name} must have shape (n, {self.width}), as the model's input_dim={self.width}; got {tuple(rows.shape)}")
+            raise ValueError(f"{self.name} must have shape (n, {self.width}), as the model's "
+                             f"input_dim={self.width}; got {tuple(rows.shape)}")
 
     def __iter__(self) -> Iterator[Tensor]:
         for x in self._from_rows() if self.loader is None else self._from_loader():
@@ -58,7 +63,8 @@ class Batches:
         n = len(self.rows)
         parts = math.ceil(n / self.batch_size)
         if not self.shuffle: yield from self.rows.tensor_split(parts)
-        else: yield from (self.rows[order] for order in torch.randperm(n, generator=self.generator).tensor_split(parts))
+        else: yield from (self.rows[order] for order in
+                          torch.randperm(n, generator=self.generator).tensor_split(parts))
 
     def _from_loader(self) -> Iterator[Tensor]:
         number = -1
@@ -69,9 +75,10 @@ class Batches:
             self._check_shape(batch)
             check_rows(name, batch, self.dtype, warn=number == 0)
             yield batch
-        if number < 0: raise ValueError(f"{self.name} must not be empty, got a loader without batches")
+        if number < 0:
+            raise ValueError(f"{self.name} must not be empty, got a loader without batches")
 
-# %% ../nbs/02_training.ipynb #efe117c5
+# %% ../nbs/02_training.ipynb #9a8e5e6a
 class Losses(NamedTuple):
     "The terms of the loss on one batch, and the code they come from."
     total:Tensor      # `recon + sparsity_weight * sparsity`, scalar
@@ -89,19 +96,21 @@ def batch_losses(
     z = model.encode(x)
     recon, sparsity = F.mse_loss(model.decode(z), x), penalty(z)
     if not isinstance(sparsity, Tensor) or sparsity.ndim:
-        got = f"shape {tuple(sparsity.shape)}" if isinstance(sparsity, Tensor) else type(sparsity).__name__
+        got = (f"shape {tuple(sparsity.shape)}" if isinstance(sparsity, Tensor) else
+               type(sparsity).__name__)
         raise TypeError(f"sparsity_type must return a scalar tensor, got {got}")
     return Losses(recon + sparsity_weight*sparsity, recon, sparsity, z)
 
-# %% ../nbs/02_training.ipynb #85eb08c3
+# %% ../nbs/02_training.ipynb #9364eb78
 def run_epoch(
     model:nn.Module,                               # Has `encode` and `decode`
     batches:Batches,                               # The data
     penalty:Callable[[Tensor], Tensor],            # Function of the code
     sparsity_weight:float,                         # Weight of the penalty
     optimizer:'torch.optim.Optimizer|None'=None,   # `None`: only measure
-) -> dict[str, float]:                             # `loss`, `recon_loss`, `sparsity_loss`, `l0`, `dead_fraction`
-    "Sample-weighted means over one pass, with a step of the optimiser after each batch if there is one."
+) -> dict[str, float]:  # `loss`, `recon_loss`, `sparsity_loss`, `l0`, `dead_fraction`
+    """Sample-weighted means over one pass, with a step of the optimiser after each batch if there
+    is one."""
     training = optimizer is not None
     model.train(training)
     sums, n, active, ever = np.zeros(3), 0, 0., False
@@ -115,7 +124,8 @@ def run_epoch(
             if not math.isfinite(values[0]): break  # a step from here would spoil every weight
             if training: _step(model, losses.total, optimizer)
     total, recon, sparsity = (sums / n).tolist()
-    return dict(loss=total, recon_loss=recon, sparsity_loss=sparsity, l0=active / n, dead_fraction=1 - ever.float().mean().item())
+    return dict(loss=total, recon_loss=recon, sparsity_loss=sparsity, l0=active / n,
+                dead_fraction=1 - ever.float().mean().item())
 
 def _step(model:nn.Module, loss:Tensor, optimizer:torch.optim.Optimizer) -> None:
     "One step of the optimiser; the decoder is brought back to its norm, if the model has one."
@@ -124,9 +134,10 @@ def _step(model:nn.Module, loss:Tensor, optimizer:torch.optim.Optimizer) -> None
     optimizer.step()
     if hasattr(model, 'normalize_decoder_weights'): model.normalize_decoder_weights()
 
-# %% ../nbs/02_training.ipynb #acec2231
+# %% ../nbs/02_training.ipynb #3cc7473d
 class TrainingDiverged(RuntimeError):
-    "The loss became NaN or infinite. The model has its last good weights; `history` holds the epochs before."
+    """The loss became NaN or infinite. The model has its last good weights; `history` holds the
+    epochs before."""
     def __init__(self, message:str, history:dict):
         super().__init__(message)
         self.history = history
@@ -135,62 +146,77 @@ def check_autoencoder(
     model:Any,      # What came
 ) -> nn.Module:     # `model`
     "`model` if it is a module with `encode` and `decode`; `TypeError` if not."
-    if not isinstance(model, nn.Module): raise TypeError(f"model must be a torch.nn.Module with encode and decode, got {type(model).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError("model must be a torch.nn.Module with encode and decode, "
+                        f"got {type(model).__name__}")
     missing = [name for name in ('encode', 'decode') if not callable(getattr(model, name, None))]
-    if missing: raise TypeError(f"model must have encode and decode, {type(model).__name__} has no {' and no '.join(missing)}")
+    if missing:
+        raise TypeError(f"model must have encode and decode, {type(model).__name__} "
+                        f"has no {' and no '.join(missing)}")
     return model
 
 def _trainable(model:Any) -> list[Tensor]:
     "The parameters that training will change."
     found = [p for p in check_autoencoder(model).parameters() if p.requires_grad]
-    if not found: raise ValueError(f"model must have parameters that require a gradient, {type(model).__name__} has none")
+    if not found:
+        raise ValueError("model must have parameters that require a gradient, "
+                         f"{type(model).__name__} has none")
     return found
 
 def _snapshot(model:nn.Module) -> dict[str, Tensor]:
     "A copy of the model's state."
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
-# %% ../nbs/02_training.ipynb #aacc3f9d
-MEASURED = ('train_loss', 'train_recon_loss', 'train_sparsity_loss', 'val_loss', 'val_recon_loss', 'val_sparsity_loss',
+# %% ../nbs/02_training.ipynb #ebf80ba4
+MEASURED = ('train_loss', 'train_recon_loss', 'train_sparsity_loss',
+            'val_loss', 'val_recon_loss', 'val_sparsity_loss',
             'l0', 'dead_fraction', 'seconds')  # the lists of a history, one entry an epoch
 
 class _Progress:
-    "A progress bar with the current losses (`verbose` 1), with a line an epoch as well (2), or nothing (0)."
+    """A progress bar with the current losses (`verbose` 1), with a line an epoch as well (2), or
+    nothing (0)."""
     def __init__(self, num_epochs:int, verbose:int):
         from tqdm.auto import tqdm  # in a notebook this imports ipywidgets: not before it is used
-        self.verbose, self.bar = verbose, tqdm(total=num_epochs, desc='training', unit='epoch', disable=not verbose)
+        self.verbose, self.bar = verbose, tqdm(total=num_epochs, desc='training', unit='epoch',
+                                               disable=not verbose)
 
     def epoch(self, history:dict) -> None:
         last = {name: history[name][-1] for name in MEASURED}
-        shown = {'train': last['train_loss'], 'val': last['val_loss'], 'recon': last['val_recon_loss'], 'L0': last['l0'], 'dead': last['dead_fraction']}
+        shown = {'train': last['train_loss'], 'val': last['val_loss'],
+                 'recon': last['val_recon_loss'], 'L0': last['l0'], 'dead': last['dead_fraction']}
         text = ', '.join(f'{name} {value:.4g}' for name, value in shown.items())
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
-        if self.verbose > 1: self.bar.write(f"epoch {history['epochs_trained']}: {text}, {last['seconds']:.2f} s")
+        if self.verbose > 1:
+            self.bar.write(f"epoch {history['epochs_trained']}: {text}, {last['seconds']:.2f} s")
 
-# %% ../nbs/02_training.ipynb #4198be52
+# %% ../nbs/02_training.ipynb #486af4bd
 def _fit(
-    model:nn.Module, train:Batches, val:Batches, penalty:Callable[[Tensor], Tensor], weight:float, optimizer:torch.optim.Optimizer,
-    num_epochs:int, patience:int, progress:_Progress,
+    model:nn.Module, train:Batches, val:Batches, penalty:Callable[[Tensor], Tensor], weight:float,
+    optimizer:torch.optim.Optimizer, num_epochs:int, patience:int, progress:_Progress,
 ) -> dict:
     "The history of training; afterwards the model has its best weights and is in eval mode."
     best, best_loss = _snapshot(model), math.inf
-    history = {name: [] for name in MEASURED} | dict(epochs_trained=0, best_epoch=None, stopped_by='num_epochs')
+    history = {name: [] for name in MEASURED} | dict(
+        epochs_trained=0, best_epoch=None, stopped_by='num_epochs')
     try:
         for epoch in range(num_epochs):
             start = time.perf_counter()
             on_train = run_epoch(model, train, penalty, weight, optimizer)
             on_val = run_epoch(model, val, penalty, weight)
-            if not math.isfinite(on_train['loss'] + on_val['loss']): raise _diverged(history, optimizer)
+            if not math.isfinite(on_train['loss'] + on_val['loss']):
+                raise _diverged(history, optimizer)
             _record(history, on_train, on_val, time.perf_counter() - start)
             progress.epoch(history)
-            if on_val['loss'] < best_loss: best, best_loss, history['best_epoch'] = _snapshot(model), on_val['loss'], epoch
+            if on_val['loss'] < best_loss:
+                best, best_loss, history['best_epoch'] = _snapshot(model), on_val['loss'], epoch
             if epoch - history['best_epoch'] >= patience:
                 history['stopped_by'] = 'patience'
                 break
     except KeyboardInterrupt:
         history['stopped_by'] = 'interrupt'
-        # Interrupted in its first epoch, the model keeps what it has learned so far: nothing better is known
+        # Interrupted in its first epoch, the model keeps what it has learned so far:
+        # nothing better is known
         if history['best_epoch'] is None: best = _snapshot(model)
     finally:
         progress.bar.close()
@@ -203,49 +229,61 @@ def _record(history:dict, on_train:dict, on_val:dict, seconds:float) -> None:
     for name in ('loss', 'recon_loss', 'sparsity_loss'):
         history[f'train_{name}'].append(on_train[name])
         history[f'val_{name}'].append(on_val[name])
-    for name, value in dict(l0=on_train['l0'], dead_fraction=on_train['dead_fraction'], seconds=seconds).items(): history[name].append(value)
+    for name, value in dict(l0=on_train['l0'], dead_fraction=on_train['dead_fraction'],
+                            seconds=seconds).items():
+        history[name].append(value)
     history['epochs_trained'] += 1
 
 def _diverged(history:dict, optimizer:torch.optim.Optimizer) -> TrainingDiverged:
     "The error that says where training broke and what to try."
     best, rate = history['best_epoch'], optimizer.param_groups[0]['lr']
-    kept = 'its weights from before training' if best is None else f'the weights of epoch {best}, its best'
+    kept = ('its weights from before training' if best is None else
+            f'the weights of epoch {best}, its best')
     return TrainingDiverged(
-        f"the loss became NaN or infinite in epoch {history['epochs_trained']} (counted from 0). The model has {kept}. "
-        f"Try a learning_rate below {rate:g}, data scaled to about [-1, 1], or a smaller sparsity_weight.", history)
+        f"the loss became NaN or infinite in epoch {history['epochs_trained']} (counted from 0). "
+        f"The model has {kept}. Try a learning_rate below {rate:g}, data scaled to about [-1, 1], "
+        "or a smaller sparsity_weight.", history)
 
-# %% ../nbs/02_training.ipynb #4e7d4626
+# %% ../nbs/02_training.ipynb #0f43f729
 def train_sparse_autoencoder_with_early_stopping(
-    model:nn.Module,                     # Any module with `encode` and `decode`; trained in place
-    train_data:Any,                      # Tensor, array, memory map `(n, input_dim)`, `Dataset` or `DataLoader`
-    val_data:Any,                        # The same, for validation
-    num_epochs:int,                      # Epochs at most
-    learning_rate:float,                 # Of Adam; 1e-3 is a good start
-    patience:int,                        # Epochs without a better validation loss before training stops
-    sparsity_weight:float=0.1,           # Weight of the penalty, `>= 0`
-    target_sparsity:float=0.05,          # Target rate of `'kl'`, strictly between 0 and 1
-    sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # `'kl'`, `'l1'`, `'hoyer'`, `'none'`, or a function `z -> scalar`
-    device:'str|torch.device'='cpu',     # Where to train; the model stays there
+    model:nn.Module,                  # Any module with `encode` and `decode`; trained in place
+    train_data:Any,                   # Tensor, array, memmap `(n, input_dim)`, Dataset, DataLoader
+    val_data:Any,                     # The same, for validation
+    num_epochs:int,                   # Epochs at most
+    learning_rate:float,              # Of Adam; 1e-3 is a good start
+    patience:int,                     # Epochs without a lower validation loss before training stops
+    sparsity_weight:float=0.1,        # Weight of the penalty, `>= 0`
+    target_sparsity:float=0.05,       # Target rate of `'kl'`, strictly between 0 and 1
+    sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # 'kl', 'l1', 'hoyer', 'none', z -> scalar
+    device:'str|torch.device'='cpu',  # Where to train; the model stays there
     *,
-    batch_size:int=256,                  # Samples in a step, at most
-    seed:'int|None'=None,                # Fixes the order of the samples; `None`: torch's global generator
-    verbose:int=1,                       # 0: silent. 1: progress bar. 2: a line an epoch as well
-) -> dict:                               # The history
+    batch_size:int=256,               # Samples in a step, at most
+    seed:'int|None'=None,             # Fixes the samples' order; `None`: torch's global generator
+    verbose:int=1,                    # 0: silent. 1: progress bar. 2: a line an epoch as well
+) -> dict:                            # The history
     """The history of training `model`, which ends with its best weights and in eval mode.
 
-    `history` has lists with one entry an epoch: `train_loss`, `train_recon_loss`, `train_sparsity_loss`, `val_loss`, `val_recon_loss`,
-    `val_sparsity_loss` (`loss = recon + sparsity_weight * sparsity`), `l0` (active latents per sample) and `dead_fraction` (latents never active),
-    both on the training data, and `seconds`. And `epochs_trained`; `best_epoch`, an index into the lists, `None` if no epoch was
-    finished; `stopped_by`: `'patience'`, `'num_epochs'` or `'interrupt'`.
+    `history` has lists with one entry an epoch: `train_loss`, `train_recon_loss`,
+    `train_sparsity_loss`, `val_loss`, `val_recon_loss`, `val_sparsity_loss`
+    (`loss = recon + sparsity_weight * sparsity`), `l0` (active latents per sample) and
+    `dead_fraction` (latents never active), both on the training data, and `seconds`. And
+    `epochs_trained`; `best_epoch`, an index into the lists, `None` if no epoch was finished;
+    `stopped_by`: `'patience'`, `'num_epochs'` or `'interrupt'`.
 
-    Raises `TypeError` or `ValueError` for bad arguments and data, `TrainingDiverged` if the loss becomes NaN or infinite."""
-    device, num_epochs, patience = check_device(device), check_int('num_epochs', num_epochs), check_int('patience', patience)
-    weight, rate = check_not_negative('sparsity_weight', sparsity_weight), check_positive('learning_rate', learning_rate)
+    Raises `TypeError` or `ValueError` for bad arguments and data, `TrainingDiverged` if the loss
+    becomes NaN or infinite."""
+    device, num_epochs, patience = (
+        check_device(device), check_int('num_epochs', num_epochs), check_int('patience', patience))
+    weight, rate = (check_not_negative('sparsity_weight', sparsity_weight),
+                    check_positive('learning_rate', learning_rate))
     penalty, parameters = get_penalty(sparsity_type, target_sparsity), _trainable(model)
     model.to(device)
     train = Batches('train_data', train_data, model, batch_size, shuffle=True, seed=seed)
     val = Batches('val_data', val_data, model, batch_size)
-    if train.rows is not None and val.rows is not None and train.rows.shape[1:] != val.rows.shape[1:]:
-        raise ValueError(f"val_data must have the features of train_data, {tuple(train.rows.shape[1:])}; got {tuple(val.rows.shape[1:])}")
+    if (train.rows is not None and val.rows is not None and
+        train.rows.shape[1:] != val.rows.shape[1:]):
+        raise ValueError("val_data must have the features of train_data, "
+                         f"{tuple(train.rows.shape[1:])}; got {tuple(val.rows.shape[1:])}")
     progress = _Progress(num_epochs, check_int('verbose', int(verbose), 0))
-    return _fit(model, train, val, penalty, weight, torch.optim.Adam(parameters, lr=rate), num_epochs, patience, progress)
+    return _fit(model, train, val, penalty, weight, torch.optim.Adam(parameters, lr=rate),
+                num_epochs, patience, progress)

@@ -25,14 +25,14 @@ def figure_png(
     plt.close(fig)
     return buffer.getvalue()
 
-# %% ../nbs/05_widgets.ipynb #e26d01b7
+# %% ../nbs/05_widgets.ipynb #431618ca
 def figure_controls(
     plot:Callable[..., Figure],  # Draws one figure from keyword arguments
-    **controls,                    # For each argument a widget, or what `ipywidgets.interact` makes one from
-) -> Any:                            # An `ipywidgets.VBox`: the controls, the image, an output for errors
+    **controls,                  # For each argument a widget, or what `interact` makes one from
+) -> Any:                        # An `ipywidgets.VBox`: controls, image, an output for errors
     "Controls above the picture that `plot` draws from their values."
     import ipywidgets as widgets
-    image = widgets.Image(format='png')
+    image = widgets.Image(format='png', layout=dict(align_self='flex-start', max_width='100%'))
     def draw(**values): image.value = figure_png(plot(**values))
     live = widgets.interactive(draw, **controls)
     live.update()
@@ -40,10 +40,11 @@ def figure_controls(
 
 def interact_figure(
     plot:Callable[..., Figure],  # Draws one figure from keyword arguments
-    **controls,                    # For each argument a widget, or what `ipywidgets.interact` makes one from
+    **controls,                  # For each argument a widget, or what `interact` makes one from
 ) -> None:
     "Display `figure_controls`, with the picture as it is now for readers without a kernel."
     from IPython.display import display
     box = figure_controls(plot, **controls)
     picture = base64.b64encode(box.children[-2].value).decode()
-    display({**box._repr_mimebundle_(), 'image/png': picture, 'text/plain': 'A picture with sliders'}, raw=True)
+    display({**box._repr_mimebundle_(), 'image/png': picture,
+             'text/plain': 'A picture with sliders'}, raw=True)

@@ -9,7 +9,8 @@ from hypothesis import settings
 from sparse_ae.data import digits, train_val_split
 
 matplotlib.use('agg')
-settings.register_profile('project', deadline=None, derandomize=True, max_examples=60)  # no time limits, the same cases every time
+# no time limits, the same cases every time
+settings.register_profile('project', deadline=None, derandomize=True, max_examples=60)
 settings.load_profile('project')
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,13 +29,15 @@ def test_killed_while_saving_leaves_a_model_that_loads(tmp_path):
         time.sleep(delays.uniform(0, 0.2))
         process.kill()
         process.communicate()
-        values = {v for p in SparseAutoencoder.from_pretrained(tmp_path).parameters() for v in p.unique().tolist()}
+        values = {v for p in SparseAutoencoder.from_pretrained(tmp_path).parameters()
+                  for v in p.unique().tolist()}
         assert len(values) == 1  # all parameters from the same save
 
 
 def test_saving_over_another_model(tmp_path):
     SparseAutoencoder(6, 4).save_pretrained(tmp_path)
-    tied = TiedWeightSparseAutoencoder(9, 5, hidden_dims=(), activation='sigmoid', decoder_norm='atom')
+    tied = TiedWeightSparseAutoencoder(9, 5, hidden_dims=(), activation='sigmoid',
+                                       decoder_norm='atom')
     tied.save_pretrained(tmp_path)
     loaded = TiedWeightSparseAutoencoder.from_pretrained(tmp_path)
     x = torch.rand(3, 9)

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch.testing import assert_close
 
-from sparse_ae.losses import (PENALTIES, get_penalty, hoyer_sparseness, hoyer_sparsity_loss, kl_divergence_sparsity_loss,
-                              l1_sparsity_loss, mean_activation)
+from sparse_ae.losses import (PENALTIES, get_penalty, hoyer_sparseness, hoyer_sparsity_loss,
+                              kl_divergence_sparsity_loss, l1_sparsity_loss, mean_activation)
 
 finite = st.floats(-2.0**127, 2.0**127, width=32)
-codes = arrays('float32', array_shapes(min_dims=2, max_dims=4, min_side=2, max_side=8), elements=finite).map(torch.from_numpy)
-moderate = arrays('float64', array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=8), elements=st.floats(-5, 5)).map(torch.from_numpy)
+codes = arrays('float32', array_shapes(min_dims=2, max_dims=4, min_side=2, max_side=8),
+               elements=finite).map(torch.from_numpy)
+moderate = arrays('float64', array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=8),
+                  elements=st.floats(-5, 5)).map(torch.from_numpy)
 rates = st.floats(0, 3)
 targets = st.floats(0.001, 0.999)
 
@@ -50,8 +52,10 @@ def test_kl_points_back_to_the_target(rate, target):
 
 @given(rates, rates, st.floats(0, 1), targets)
 def test_kl_is_convex_in_the_rate(a, b, t, target):
-    value = lambda rate: kl_divergence_sparsity_loss(torch.full((1, 1), rate, dtype=torch.float64), target, 1e-4).item()
-    assert value(t*a + (1-t)*b) <= t*value(a) + (1-t)*value(b) + 1e-6 * (1 + abs(value(a)) + abs(value(b)))
+    value = lambda rate: kl_divergence_sparsity_loss(
+        torch.full((1, 1), rate, dtype=torch.float64), target, 1e-4).item()
+    assert (value(t*a + (1-t)*b)
+            <= t*value(a) + (1-t)*value(b) + 1e-6 * (1 + abs(value(a)) + abs(value(b))))
 
 
 @pytest.mark.parametrize('rate', [1e-10, 1 - 1e-10])
@@ -61,7 +65,8 @@ def test_kl_has_no_step_at_the_cut(rate):
         z = torch.tensor([[r]], dtype=torch.float64, requires_grad=True)
         value = kl_divergence_sparsity_loss(z, 0.05)
         return value.item(), torch.autograd.grad(value, z)[0].item()
-    inner, outer = both(rate + 1e-13 * (1 if rate < 0.5 else -1)), both(rate - 1e-13 * (1 if rate < 0.5 else -1))
+    inner, outer = (both(rate + 1e-13 * (1 if rate < 0.5 else -1)),
+                    both(rate - 1e-13 * (1 if rate < 0.5 else -1)))
     assert inner == pytest.approx(outer, rel=5e-3)
 
 
@@ -80,7 +85,8 @@ def test_penalties_in_every_format(name, dtype):
     z = torch.rand(50, 8).to(dtype).requires_grad_()
     value = get_penalty(name)(z)
     oracle = get_penalty(name)(z.detach().double())
-    assert value.ndim == 0 and abs(value.item() - oracle.item()) < {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(dtype, 1e-6)
+    assert value.ndim == 0 and (abs(value.item() - oracle.item())
+                                < {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(dtype, 1e-6))
     if name != 'none': assert torch.autograd.grad(value, z)[0].isfinite().all()
 
 
@@ -90,9 +96,11 @@ def test_l1_of_a_hand_set_code():
 
 @pytest.mark.parametrize('bad', [0, 1, -0.1, 1.5, math.nan, '0.1', None])
 def test_targets_outside_the_range(bad):
-    with pytest.raises((ValueError, TypeError), match='target_sparsity must be'): kl_divergence_sparsity_loss(torch.rand(3, 2), bad)
+    with pytest.raises((ValueError, TypeError), match='target_sparsity must be'):
+        kl_divergence_sparsity_loss(torch.rand(3, 2), bad)
 
 
 @pytest.mark.parametrize('bad', [0, -1, 0.05, 0.5])
 def test_epsilon_that_hides_the_target(bad):
-    with pytest.raises(ValueError, match='epsilon must be above 0 and below 0.05'): kl_divergence_sparsity_loss(torch.rand(3, 2), 0.05, bad)
+    with pytest.raises(ValueError, match='epsilon must be above 0 and below 0.05'):
+        kl_divergence_sparsity_loss(torch.rand(3, 2), 0.05, bad)

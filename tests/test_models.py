@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sparse_ae.models import CODE_ACTIVATIONS, DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
+from sparse_ae.models import (CODE_ACTIVATIONS, DECODER_NORMS, BaseSparseAutoencoder,
+                              SparseAutoencoder, TiedWeightSparseAutoencoder)
 
 CLASSES = [SparseAutoencoder, TiedWeightSparseAutoencoder]
 
 
-@pytest.mark.parametrize('cls,activation,norm,dtype', list(itertools.product(CLASSES, CODE_ACTIVATIONS, DECODER_NORMS, [torch.float32, torch.float64, torch.bfloat16])))
+@pytest.mark.parametrize('cls,activation,norm,dtype', list(itertools.product(
+    CLASSES, CODE_ACTIVATIONS, DECODER_NORMS, [torch.float32, torch.float64, torch.bfloat16])))
 def test_state_goes_round(cls, activation, norm, dtype):
     kwargs = dict(dtype=dtype, hidden_dims=(5,), activation=activation, decoder_norm=norm)
     model, other = cls(6, 3, **kwargs), cls(6, 3, **kwargs)
@@ -25,7 +27,8 @@ def test_state_goes_round(cls, activation, norm, dtype):
     assert cls(**model.config()).config() == model.config()
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.none() | st.lists(st.integers(1, 6), max_size=3), st.booleans(), st.sampled_from(list(DECODER_NORMS)))
+@given(st.integers(1, 9), st.integers(1, 9), st.none() | st.lists(st.integers(1, 6), max_size=3),
+       st.booleans(), st.sampled_from(list(DECODER_NORMS)))
 def test_any_shape(input_dim, latent_dim, hidden_dims, tied, norm):
     model = CLASSES[tied](input_dim, latent_dim, hidden_dims=hidden_dims, decoder_norm=norm)
     for lead in ((), (1,), (2, 3), (0,)):
@@ -33,7 +36,8 @@ def test_any_shape(input_dim, latent_dim, hidden_dims, tied, norm):
         assert model.encode(x).shape == (*lead, latent_dim) and model(x).shape == x.shape
     widths = (input_dim, *model.hidden_dims, latent_dim)
     weights = sum(a*b for a, b in zip(widths, widths[1:]))
-    assert sum(p.numel() for p in model.parameters()) == (1 if tied else 2) * weights + sum(widths[1:]) + sum(widths[:-1])
+    assert (sum(p.numel() for p in model.parameters())
+            == (1 if tied else 2) * weights + sum(widths[1:]) + sum(widths[:-1]))
 
 
 @pytest.mark.parametrize('cls', CLASSES)
@@ -74,8 +78,11 @@ def test_moving_to_another_format():
     model = SparseAutoencoder(8, 4).double()
     assert model.dtype == torch.float64 and model.config()['dtype'] == torch.float64
     assert model(torch.rand(2, 8, dtype=torch.float64)).dtype == torch.float64
-    with pytest.raises(TypeError, match="x must have the model's dtype torch.float64, got torch.float32"): model(torch.rand(2, 8))
+    with pytest.raises(TypeError,
+                       match="x must have the model's dtype torch.float64, got torch.float32"):
+        model(torch.rand(2, 8))
 
 
 def test_base_class_is_shared():
-    assert SparseAutoencoder.encode is TiedWeightSparseAutoencoder.encode is BaseSparseAutoencoder.encode
+    assert (SparseAutoencoder.encode is TiedWeightSparseAutoencoder.encode
+            is BaseSparseAutoencoder.encode)

@@ -19,29 +19,42 @@ from conftest import ROOT
 
 def test_exported_modules_equal_what_the_notebooks_export(tmp_path):
     for path in notebooks.notebooks(): nb_export(path, lib_path=tmp_path/'sparse_ae')
-    exported = {p.name: p.read_text() for p in (tmp_path/'sparse_ae').glob('*.py') if p.name != '__init__.py'}
-    committed = {p.name: p.read_text() for p in (ROOT/'sparse_ae').glob('*.py') if not p.name.startswith('_')}
+    exported = {p.name: p.read_text() for p in (tmp_path/'sparse_ae').glob('*.py')
+                if p.name != '__init__.py'}
+    committed = {p.name: p.read_text() for p in (ROOT/'sparse_ae').glob('*.py')
+                 if not p.name.startswith('_')}
     assert sorted(exported) == sorted(committed)
     # the path from module to notebook in the comments depends on where the module is written
-    bare = lambda text: re.sub(r'^(# %% )\S*?nbs/|(File to edit: )\S*?nbs/', r'\1\2nbs/', text, flags=re.M)
-    for name in exported: assert bare(exported[name]) == bare(committed[name]), f'{name}: make export'
+    bare = lambda text: re.sub(r'^(# %% )\S*?nbs/|(File to edit: )\S*?nbs/', r'\1\2nbs/', text,
+                               flags=re.M)
+    for name in exported:
+        assert bare(exported[name]) == bare(committed[name]), f'{name}: make export'
 
 
 @pytest.mark.parametrize('path', notebooks.notebooks(), ids=lambda p: p.stem)
 def test_notebook_is_clean(path):
     nb = nbformat.read(path, as_version=4)
     assert notebooks.faults(nb) == []
-    drawn = [c for c in nb.cells if c.cell_type == 'code' and re.search(r'^(interact_figure|plot_\w+)\(.*\)$', c.source.splitlines()[-1] if c.source else '')]
-    for cell in drawn: assert any('image/png' in o.get('data', {}) for o in cell.outputs), f'not executed: {cell.source}'
+    drawn = [c for c in nb.cells if c.cell_type == 'code'
+             and re.search(r'^(interact_figure|plot_\w+)\(.*\)$',
+                           c.source.splitlines()[-1] if c.source else '')]
+    for cell in drawn:
+        assert any('image/png' in o.get('data', {}) for o in cell.outputs), \
+            f'not executed: {cell.source}'
 
 
 def test_a_spoilt_notebook_is_not_clean():
     nb = nbformat.read(ROOT/'nbs'/'05_widgets.ipynb', as_version=4)
     cell = next(c for c in nb.cells if c.cell_type == 'code')
-    for spoil in (lambda: cell.update(execution_count=3), lambda: nb.metadata.update(widgets={'state': {}}),
-                  lambda: cell.update(outputs=[nbformat.v4.new_output('stream', name='stdout', text=str(ROOT/'data'))]),
-                  lambda: cell.update(outputs=[nbformat.v4.new_output('error', ename='E', evalue='', traceback=[])]),
-                  lambda: cell.update(outputs=[nbformat.v4.new_output('display_data', data={notebooks.WIDGET: {}, 'text/plain': 'interactive(children=())'})])):
+    for spoil in (lambda: cell.update(execution_count=3),
+                  lambda: nb.metadata.update(widgets={'state': {}}),
+                  lambda: cell.update(outputs=[nbformat.v4.new_output(
+                      'stream', name='stdout', text=str(ROOT/'data'))]),
+                  lambda: cell.update(outputs=[nbformat.v4.new_output(
+                      'error', ename='E', evalue='', traceback=[])]),
+                  lambda: cell.update(outputs=[nbformat.v4.new_output(
+                      'display_data',
+                      data={notebooks.WIDGET: {}, 'text/plain': 'interactive(children=())'})])):
         before = nbformat.from_dict(json.loads(json.dumps(nb)))
         spoil()
         assert notebooks.faults(nb), 'not noticed'
@@ -51,17 +64,21 @@ def test_a_spoilt_notebook_is_not_clean():
 def test_readme_is_what_the_index_says():
     text, pictures = notebooks.readme()
     assert (ROOT/'README.md').read_text(encoding='utf-8') == text, 'make readme'
-    assert {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in (ROOT/'README_files').iterdir()} == pictures
-    for target in re.findall(r'\]\(([^)#]+)\)', text): assert target.startswith('http') or (ROOT/target).exists(), target
+    assert {p.relative_to(ROOT).as_posix(): p.read_bytes()
+            for p in (ROOT/'README_files').iterdir()} == pictures
+    for target in re.findall(r'\]\(([^)#]+)\)', text):
+        assert target.startswith('http') or (ROOT/target).exists(), target
 
 
 def test_readme_names_every_make_target():
     targets = set(re.findall(r'^([a-z]+):.*##', (ROOT/'Makefile').read_text(), flags=re.M))
-    for name in re.findall(r'`make (\w+)`', (ROOT/'README.md').read_text()): assert name in targets, name
+    for name in re.findall(r'`make (\w+)`', (ROOT/'README.md').read_text()):
+        assert name in targets, name
 
 
 def test_site_configuration_is_one_file():
-    assert (ROOT/'nbs'/'_quarto.yml').is_symlink() and (ROOT/'nbs'/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
+    assert ((ROOT/'nbs'/'_quarto.yml').is_symlink()
+            and (ROOT/'nbs'/'_quarto.yml').resolve() == ROOT/'_quarto.yml')
 
 
 def test_version_is_the_same_everywhere():
@@ -70,7 +87,8 @@ def test_version_is_the_same_everywhere():
 
 
 def test_import_is_light():
-    heavy = ('matplotlib.pyplot', 'ipywidgets', 'IPython', 'transformers', 'sklearn', 'scipy', 'pandas')
+    heavy = ('matplotlib.pyplot', 'ipywidgets', 'IPython', 'transformers', 'sklearn', 'scipy',
+             'pandas')
     code = f'import sys, sparse_ae; print([m for m in {heavy} if m in sys.modules])'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '[]'
@@ -79,22 +97,30 @@ def test_import_is_light():
 def test_modules_look_one_way():
     order = ['checks', 'losses', 'models', 'training', 'eval_viz']
     for rank, name in enumerate(order):
-        found = re.findall(r'^from \.(\w+) import', (ROOT/'sparse_ae'/f'{name}.py').read_text(), flags=re.M)
+        found = re.findall(r'^from \.(\w+) import', (ROOT/'sparse_ae'/f'{name}.py').read_text(),
+                           flags=re.M)
         assert set(found) <= set(order[:rank]), name
-    assert set(re.findall(r'^from \.(\w+) import', (ROOT/'sparse_ae'/'data.py').read_text(), flags=re.M)) <= {'checks'}
+    assert set(re.findall(r'^from \.(\w+) import', (ROOT/'sparse_ae'/'data.py').read_text(),
+                          flags=re.M)) <= {'checks'}
 
 
 INTERFACE = {
-    'SparseAutoencoder': "input_dim, latent_dim, device='cpu', dtype=torch.float32, *, hidden_dims=None, activation='relu', decoder_norm='row'",
-    'TiedWeightSparseAutoencoder': "input_dim, latent_dim, device='cpu', dtype=torch.float32, *, hidden_dims=None, activation='relu', decoder_norm='row'",
+    'SparseAutoencoder':
+        "input_dim, latent_dim, device='cpu', dtype=torch.float32, *, hidden_dims=None, "
+        "activation='relu', decoder_norm='row'",
+    'TiedWeightSparseAutoencoder':
+        "input_dim, latent_dim, device='cpu', dtype=torch.float32, *, hidden_dims=None, "
+        "activation='relu', decoder_norm='row'",
     'SparseAutoencoder.l1_sparsity_loss': 'z, target_sparsity=0.05',
     'SparseAutoencoder.kl_divergence_sparsity_loss': 'z, target_sparsity=0.05, epsilon=1e-10',
     'SparseAutoencoder.hoyer_sparsity_loss': 'z',
-    'SparseAutoencoder.forward': 'self, x', 'SparseAutoencoder.encode': 'self, x', 'SparseAutoencoder.decode': 'self, z',
+    'SparseAutoencoder.forward': 'self, x', 'SparseAutoencoder.encode': 'self, x',
+    'SparseAutoencoder.decode': 'self, z',
     'SparseAutoencoder.normalize_decoder_weights_row_wise': 'self',
     'TiedWeightSparseAutoencoder.normalize_weights_row_wise': 'self',
     'train_sparse_autoencoder_with_early_stopping':
-        "model, train_data, val_data, num_epochs, learning_rate, patience, sparsity_weight=0.1, target_sparsity=0.05, sparsity_type='kl', device='cpu'",
+        "model, train_data, val_data, num_epochs, learning_rate, patience, sparsity_weight=0.1, "
+        "target_sparsity=0.05, sparsity_type='kl', device='cpu'",
     'evaluate_sparse_autoencoder': "model, test_data, device='cpu'",
     'plot_sparse_training_history': 'history, save_path=None',
     'plot_sparse_autoencoder_analysis': "results, model_name='Sparse Autoencoder', save_path=None"}
@@ -107,27 +133,35 @@ def test_interface_that_users_know(name):
     exec(f'def promised({INTERFACE[name]}): pass', {'torch': torch}, space := {})
     promised = list(inspect.signature(space['promised']).parameters.values())
     actual = list(inspect.signature(thing).parameters.values())
-    for p, a in zip(promised, actual): assert (p.name, p.default, p.kind) == (a.name, a.default, a.kind)
-    assert len(actual) >= len(promised) and all(a.kind is a.KEYWORD_ONLY for a in actual[len(promised):])
+    for p, a in zip(promised, actual):
+        assert (p.name, p.default, p.kind) == (a.name, a.default, a.kind)
+    assert (len(actual) >= len(promised)
+            and all(a.kind is a.KEYWORD_ONLY for a in actual[len(promised):]))
 
 
 def test_public_functions_are_documented():
     for path in (ROOT/'sparse_ae').glob('[!_]*.py'):
         module = __import__(f'sparse_ae.{path.stem}', fromlist=['_'])
         for name in module.__all__:
-            if callable(getattr(module, name)): assert getattr(module, name).__doc__, f'{path.stem}.{name}'
+            if callable(getattr(module, name)):
+                assert getattr(module, name).__doc__, f'{path.stem}.{name}'
 
 
 def test_site_builds(tmp_path):
     "The site, in a copy, so that nothing of it stays; every link inside it leads somewhere."
-    if sys.version_info < (3, 11) and not shutil.which('quarto'): pytest.skip('smalldocs needs Python 3.11, and Quarto is not installed')
+    if sys.version_info < (3, 11) and not shutil.which('quarto'):
+        pytest.skip('smalldocs needs Python 3.11, and Quarto is not installed')
     copy = tmp_path/'project'
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns('.venv', '.git', 'runs', '_docs', '_proc', '.hypothesis'))
-    done = subprocess.run([sys.executable, 'tools/docs.py'], cwd=copy, capture_output=True, text=True)
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(
+        '.venv', '.git', 'runs', '_docs', '_proc', '.hypothesis'))
+    done = subprocess.run([sys.executable, 'tools/docs.py'], cwd=copy, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     pages = sorted(p.name for p in (copy/'_docs').glob('*.html'))
     assert pages == sorted(p.stem + '.html' for p in notebooks.notebooks())
     for page in pages:
         text = (copy/'_docs'/page).read_text()
-        for link in re.findall(r'href="\.?/?([\w/]+\.(?:html|ipynb))["#]', text): assert (copy/'_docs'/link).exists(), f'{page} -> {link}'
-        assert 'interactive(children=' not in text and str(ROOT) not in text and 'Traceback (most' not in text
+        for link in re.findall(r'href="\.?/?([\w/]+\.(?:html|ipynb))["#]', text):
+            assert (copy/'_docs'/link).exists(), f'{page} -> {link}'
+        assert ('interactive(children=' not in text and str(ROOT) not in text
+                and 'Traceback (most' not in text)

@@ -1,7 +1,10 @@
-"""Keep the notebooks: run them, clean them, write README.md from the index, and say what is not clean.
+"""Keep the notebooks: run them, clean them, write README.md from the index, and say what is not
+clean.
 
-    python tools/notebooks.py run [NOTEBOOK ...]   execute in fresh kernels, in place, then clean (default: all)
-    python tools/notebooks.py readme               write README.md and README_files/ from nbs/index.ipynb
+    python tools/notebooks.py run [NOTEBOOK ...]   execute in fresh kernels, in place, then clean
+                                                   (default: all)
+    python tools/notebooks.py readme               write README.md and README_files/
+                                                   from nbs/index.ipynb
 """
 import base64
 import copy
@@ -20,18 +23,21 @@ WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 def notebooks() -> list[Path]:
     "All notebooks of the project, in the order in which a reader meets them."
-    return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
+    return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb')
+                  if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
 
 
 def clean(nb) -> None:
-    "What `nbdev_clean` removes, and everything that is alive only beside a kernel: widget views and progress bars."
+    """What `nbdev_clean` removes, and everything that is alive only beside a kernel:
+    widget views and progress bars."""
     clean_nb(nb)
     nb['metadata'].pop('widgets', None)
     for cell in nb['cells']:
         kept = []
         for out in cell.get('outputs', []):
             widget = out.get('data', {}).pop(WIDGET, None)
-            progress = out.get('name') == 'stderr' and re.search(r'\d+%\|', ''.join(out.get('text', '')))
+            progress = (out.get('name') == 'stderr'
+                        and re.search(r'\d+%\|', ''.join(out.get('text', ''))))
             if not progress and (widget is None or 'image/png' in out['data']): kept.append(out)
         if 'outputs' in cell: cell['outputs'] = kept
 
@@ -44,9 +50,12 @@ def faults(nb) -> list[str]:
     private = [str(ROOT.parent) + '/', str(Path.home()) + '/', tempfile.gettempdir() + '/']
     for number, cell in enumerate(c for c in nb['cells'] if c['cell_type'] == 'code'):
         text = str(cell['outputs'])
-        if any(o['output_type'] == 'error' for o in cell['outputs']): found.append(f'code cell {number} shows a traceback')
-        if any(p in text for p in private): found.append(f'code cell {number} shows a path of the machine')
-        if 'interactive(children=' in text: found.append(f'code cell {number} shows a widget as text')
+        if any(o['output_type'] == 'error' for o in cell['outputs']):
+            found.append(f'code cell {number} shows a traceback')
+        if any(p in text for p in private):
+            found.append(f'code cell {number} shows a path of the machine')
+        if 'interactive(children=' in text:
+            found.append(f'code cell {number} shows a widget as text')
     if len(str(nb)) > 2**20: found.append('larger than a megabyte')
     return found
 
@@ -54,7 +63,8 @@ def faults(nb) -> list[str]:
 def run(path: Path) -> None:
     "Execute one notebook in a fresh kernel, in place, and clean it."
     nb = nbformat.read(path, as_version=4)
-    NotebookClient(nb, timeout=900, kernel_name='python3', store_widget_state=False, extra_arguments=['--log-level=40'],
+    NotebookClient(nb, timeout=900, kernel_name='python3', store_widget_state=False,
+                   extra_arguments=['--log-level=40'],
                    resources={'metadata': {'path': str(path.parent)}}).execute()
     clean(nb)
     nbformat.write(nb, path)
@@ -73,11 +83,13 @@ def readme() -> tuple[str, dict[str, bytes]]:
         for out in cell.outputs:
             data = out.get('data', {})
             if 'image/png' in data:
-                name = f'README_files/{cell.id}.png'
+                name = f'README_files/{len(pictures) + 1}.png'
                 pictures[name] = base64.b64decode(data['image/png'])
-                alt = next((d.partition(':')[2].strip(' "') for d in directives if d.startswith('fig-alt:')), '')
+                alt = next((d.partition(':')[2].strip(' "') for d in directives
+                            if d.startswith('fig-alt:')), '')
                 parts.append(f'![{alt}]({name})')
-            elif text := (out.get('text') or data.get('text/plain')): parts.append(f'```\n{text.rstrip()}\n```')
+            elif text := (out.get('text') or data.get('text/plain')):
+                parts.append(f'```\n{text.rstrip()}\n```')
     text = '\n\n'.join(parts) + '\n'
     note = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
     return note + re.sub(r'\(((?:tutorials/)?\w+\.ipynb)\)', r'(nbs/\1)', text), pictures

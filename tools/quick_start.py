@@ -1,7 +1,9 @@
-"""Print the Python of a README's "Quick start", so that what users copy is what is run: quick_start.py README.md"""
+"""Print the Python of a README's "Quick start", so that what users copy is what is run:
+quick_start.py README.md"""
 import re
 import sys
 from pathlib import Path
 
-section = re.search(r'^## Quick start\n(.*?)^## ', Path(sys.argv[1]).read_text(encoding='utf-8'), flags=re.M | re.S).group(1)
+section = re.search(r'^## Quick start\n(.*?)^## ', Path(sys.argv[1]).read_text(encoding='utf-8'),
+                    flags=re.M | re.S).group(1)
 print('\n'.join(re.findall(r'^```python\n(.*?)^```', section, flags=re.M | re.S)))
