@@ -57,7 +57,7 @@ def kl_divergence_sparsity_loss(
     slope = ((inside - rho) / (inside * (1-inside))).detach()
     return (kl + slope * (rho_hat - inside)).mean()
 
-# %% ../nbs/01_losses.ipynb #90011649
+# %% ../nbs/01_losses.ipynb #172d4432
 def hoyer_sparseness(
     z:Tensor,    # Code, shape `(..., latent_dim)`, `latent_dim >= 2`
 ) -> Tensor:     # Sparseness of each sample, shape `(...)`: 0 if flat, 1 if one-hot or all-zero
@@ -68,10 +68,9 @@ def hoyer_sparseness(
     if n < 2: raise ValueError(f"latent_dim must be at least 2 for Hoyer's sparseness, got {n}: "
                                "one latent alone is both flat and one-hot")
     largest = z.detach().abs().amax(-1, keepdim=True)
-    silent = largest[..., 0] == 0
     u = z / largest.masked_fill(largest == 0, 1)
     l1, l2 = u.abs().sum(-1), torch.linalg.vector_norm(u, dim=-1)
-    ratio = (l1 / l2.masked_fill(silent, 1)).masked_fill(silent, 1)
+    ratio = l1 / l2.masked_fill(l2 == 0, 1)  # 0 for the all-zero code, which the clamp makes a 1
     return ((math.sqrt(n) - ratio) / (math.sqrt(n) - 1)).clamp(0, 1)
 
 def hoyer_sparsity_loss(

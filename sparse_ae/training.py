@@ -190,7 +190,7 @@ class _Progress:
         if self.verbose > 1:
             self.bar.write(f"epoch {history['epochs_trained']}: {text}, {last['seconds']:.2f} s")
 
-# %% ../nbs/02_training.ipynb #486af4bd
+# %% ../nbs/02_training.ipynb #ac98228a
 def _fit(
     model:nn.Module, train:Batches, val:Batches, penalty:Callable[[Tensor], Tensor], weight:float,
     optimizer:torch.optim.Optimizer, num_epochs:int, patience:int, progress:_Progress,
@@ -203,9 +203,9 @@ def _fit(
         for epoch in range(num_epochs):
             start = time.perf_counter()
             on_train = run_epoch(model, train, penalty, weight, optimizer)
+            if not math.isfinite(on_train['loss']): raise _diverged(history, optimizer)
             on_val = run_epoch(model, val, penalty, weight)
-            if not math.isfinite(on_train['loss'] + on_val['loss']):
-                raise _diverged(history, optimizer)
+            if not math.isfinite(on_val['loss']): raise _diverged(history, optimizer)
             _record(history, on_train, on_val, time.perf_counter() - start)
             progress.epoch(history)
             if on_val['loss'] < best_loss:
@@ -244,7 +244,7 @@ def _diverged(history:dict, optimizer:torch.optim.Optimizer) -> TrainingDiverged
         f"The model has {kept}. Try a learning_rate below {rate:g}, data scaled to about [-1, 1], "
         "or a smaller sparsity_weight.", history)
 
-# %% ../nbs/02_training.ipynb #0f43f729
+# %% ../nbs/02_training.ipynb #cc559ac6
 def train_sparse_autoencoder_with_early_stopping(
     model:nn.Module,                  # Any module with `encode` and `decode`; trained in place
     train_data:Any,                   # Tensor, array, memmap `(n, input_dim)`, Dataset, DataLoader
@@ -284,6 +284,6 @@ def train_sparse_autoencoder_with_early_stopping(
         train.rows.shape[1:] != val.rows.shape[1:]):
         raise ValueError("val_data must have the features of train_data, "
                          f"{tuple(train.rows.shape[1:])}; got {tuple(val.rows.shape[1:])}")
-    progress = _Progress(num_epochs, check_int('verbose', int(verbose), 0))
+    verbose = check_int('verbose', int(verbose) if isinstance(verbose, bool) else verbose, 0)
     return _fit(model, train, val, penalty, weight, torch.optim.Adam(parameters, lr=rate),
-                num_epochs, patience, progress)
+                num_epochs, patience, _Progress(num_epochs, verbose))
