@@ -6,11 +6,12 @@
 __all__ = ['PAGE', 'FIGURES', 'metrics_table', 'report_html', 'spread', 'write_run', 'run', 'command', 'sparse_ae_demo',
            'load_matrix', 'parse_hidden_dims', 'parse_image_shape', 'sparse_ae_train']
 
-# %% ../nbs/07_cli.ipynb #629947d7
+# %% ../nbs/07_cli.ipynb #1fe0d5c4
 import base64
 import html
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
@@ -29,7 +30,7 @@ from .eval_viz import (
     plot_sparse_autoencoder_analysis, plot_sparse_training_history)
 from .io import written_whole
 from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
-from .training import train_sparse_autoencoder_with_early_stopping
+from .training import TrainingDiverged, train_sparse_autoencoder_with_early_stopping
 
 # %% ../nbs/07_cli.ipynb #522a4e09
 def metrics_table(
@@ -97,9 +98,13 @@ def report_html(
                        arguments=_html_table(arguments),
                        figures='\n'.join(figure(*item) for item in FIGURES.items()))
 
-# %% ../nbs/07_cli.ipynb #e9fbd7c2
+# %% ../nbs/07_cli.ipynb #f7d82bf7
 def _write_json(path:Path, content:dict) -> None:
-    with written_whole(path) as beside: beside.write_text(json.dumps(content, indent=1) + '\n')
+    "Write JSON that every parser reads: what is not a number becomes null."
+    plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+             for name, value in content.items()}
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps(plain, indent=1, allow_nan=False) + '\n')
 
 def spread(
     x:'np.ndarray|Tensor',   # Samples, shape `(n, input_dim)`
@@ -162,7 +167,7 @@ def run(
           f"the model is {Path(folder)/'model.safetensors'}")
     return metrics
 
-# %% ../nbs/07_cli.ipynb #dd218c0f
+# %% ../nbs/07_cli.ipynb #f708de47
 def _spelled(arguments:Sequence[str], names:Iterable[str], usage:str) -> list[str]:
     "`arguments`, with each option that stands for one of `names` spelled as in `usage`."
     spelling = {}
@@ -183,7 +188,8 @@ def command(
         parser = anno_parser(func, prog=prog)
         given = vars(parser.parse_args(_spelled(sys.argv[1:], names, parser.format_usage())))
         try: func(**{name: given[name] for name in names})
-        except (ValueError, TypeError, OSError, ImportError) as e: sys.exit(f'{prog}: {e}')
+        except (ValueError, TypeError, OSError, ImportError, TrainingDiverged) as e:
+            sys.exit(f'{prog}: {e}')
     return either
 
 # %% ../nbs/07_cli.ipynb #3acffdf1
@@ -209,7 +215,7 @@ def sparse_ae_demo(
         num_epochs=num_epochs, sparsity_weight=sparsity_weight, sparsity_type='l1',
         learning_rate=2e-3, batch_size=256, patience=5)
 
-# %% ../nbs/07_cli.ipynb #cb67035f
+# %% ../nbs/07_cli.ipynb #f3db73e6
 def load_matrix(
     path:'str|Path',    # A `.npy` file, or an `.npz` file of several arrays
     key:str='',         # Which array of an `.npz` file; not needed if it holds only one
@@ -223,6 +229,7 @@ def load_matrix(
     try:
         if path.suffix == '.npy': return np.load(path, mmap_mode='r', allow_pickle=False)
         with np.load(path, allow_pickle=False) as arrays:
+            if not arrays.files: raise ValueError('the file holds no array')
             if not key and len(arrays.files) == 1: key = arrays.files[0]
             return arrays[check_choice('key', key, arrays.files)]
     except (ValueError, EOFError, OSError) as e: raise ValueError(f"{path}: {e}") from None
@@ -242,13 +249,13 @@ def parse_image_shape(text:str) -> 'tuple[int, ...]|None':
     except ValueError:
         raise ValueError(f"image_shape must be such as 8x8 or 32x32x3, got {text!r}") from None
 
-# %% ../nbs/07_cli.ipynb #f2625796
+# %% ../nbs/07_cli.ipynb #18773b4c
 @command
 def sparse_ae_train(
     data:str,                     # A .npy or .npz file with a matrix, one sample a row
     out:str='runs/train',         # Folder for the model, the figures and the report
-    key:str='',                   # Which array of an .npz file (default: the only one)
-    latent_dim:int=0,             # Number of latents (default 0: as many as input features)
+    key:str='',                   # Which array of an .npz file; empty: the only one
+    latent_dim:int=0,             # Number of latents; 0: as many as input features
     hidden_dims:str='half',       # 64,32: widths; half: one layer, half-way; none: no hidden layer
     activation:str='relu',        # Code activation: relu, sigmoid or identity
     decoder_norm:str='row',       # Rows or columns of the decoder with norm 1: row, atom or none
@@ -261,7 +268,7 @@ def sparse_ae_train(
     patience:int=10,              # Epochs without improvement before training stops
     batch_size:int=256,           # Samples in a step, at most
     val_fraction:float=0.2,       # Part of the rows held out, for early stopping and the report
-    image_shape:str='',           # If samples are images: 8x8 or 32x32x3 (default: they are not)
+    image_shape:str='',           # 8x8 or 32x32x3, if samples are images; empty: they are not
     device:str='cpu',             # Where to train: cpu, cuda, cuda:1, mps
     seed:int=0,                   # Seed of the split, the weights and the order
     verbose:int=1,                # 0: only the table; 1: progress bar; 2: a line an epoch as well

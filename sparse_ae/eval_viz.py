@@ -6,7 +6,7 @@
 __all__ = ['evaluate_sparse_autoencoder', 'code_results', 'plot_sparse_training_history', 'plot_sparse_autoencoder_analysis',
            'typical_codes', 'dictionary', 'check_image_shape', 'mosaic', 'plot_dictionary', 'plot_reconstructions']
 
-# %% ../nbs/03_eval_viz.ipynb #6162d83f
+# %% ../nbs/03_eval_viz.ipynb #5916e1f2
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,26 +14,27 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure  # not pyplot, which starts a graphical backend
 from torch import Tensor, nn
 
 from .checks import check_device, check_int
 from .losses import hoyer_sparseness
-from .training import Batches, check_autoencoder
+from .training import Batches, check_autoencoder, evaluating, reconstruct
 
-# %% ../nbs/03_eval_viz.ipynb #bcd91c04
+# %% ../nbs/03_eval_viz.ipynb #0eb65470
 class _Variance:
     "Total squared deviation from the mean, batch by batch, in double precision."
-    def __init__(self): self.n, self.mean, self.deviation = 0, 0., 0.
+    def __init__(self): self.n, self.mean, self.deviation, self.squares = 0, 0., 0., 0.
 
     def add(self, x:Tensor) -> None:
-        x = x.flatten(1).double()
+        x = x.flatten(1).cpu().double()
+        self.squares += x.square().sum().item()
         mean, n = x.mean(0), self.n + len(x)
         shift = mean - self.mean
         self.deviation += ((x - mean).square().sum() + shift.square().sum()*self.n*len(x)/n).item()
         self.mean, self.n = self.mean + shift * (len(x) / n), n
 
-@torch.no_grad()
 def evaluate_sparse_autoencoder(
     model:nn.Module,                   # Any module with `encode` and `decode`
     test_data:Any,           # Tensor, array, memory map `(n, input_dim)`, `Dataset` or `DataLoader`
@@ -47,24 +48,23 @@ def evaluate_sparse_autoencoder(
     `explained_variance` is NaN if the data do not vary, `hoyer` is NaN for a single latent.
     Raises `TypeError` or `ValueError` for bad arguments and data."""
     check_autoencoder(model).to(check_device(device))
-    was_training, variance = model.training, _Variance()
     # Grown in place: many small results kept between large passing ones would fragment the memory
-    errors, codes = bytearray(), bytearray()
-    model.eval()
-    for x in Batches('test_data', test_data, model, batch_size):
-        z = model.encode(x)
-        left = (model.decode(z) - x).flatten(1)
-        errors += left.square().mean(1).double().cpu().numpy().tobytes()
-        codes += z.flatten(1).float().cpu().numpy().tobytes()
-        variance.add(x)
-    model.train(was_training)
+    errors, codes, variance = bytearray(), bytearray(), _Variance()
+    with evaluating(model):
+        for x in Batches('test_data', test_data, model, batch_size):
+            z, x_reconstructed = reconstruct(model, x)
+            left = (x_reconstructed - x).flatten(1)
+            errors += left.square().mean(1).cpu().double().numpy().tobytes()
+            codes += z.flatten(1).float().cpu().numpy().tobytes()
+            variance.add(x)
     errors = np.frombuffer(errors, np.float64)
     codes = np.frombuffer(codes, np.float32).reshape(len(errors), -1)
     return _error_results(errors, left.shape[1], variance) | code_results(codes)
 
 def _error_results(errors:np.ndarray, features:int, variance:_Variance) -> dict:
     "The part of the results that tells how good the reconstructions are."
-    explained = 1 - errors.sum()*features/variance.deviation if variance.deviation > 0 else math.nan
+    varies = variance.deviation > 1e-29 * variance.squares  # less is rounding in double precision
+    explained = 1 - errors.sum()*features / variance.deviation if varies else math.nan
     return dict(errors=errors, mean=float(errors.mean()), std=float(errors.std()),
                 explained_variance=float(explained))
 
@@ -133,7 +133,7 @@ def _plot_activity(ax:Any, epochs:Sequence[int], history:dict) -> None:
     right.plot(epochs, [100*v for v in history['dead_fraction']], 'k--')
     right.set(ylabel='dead latents in %', ylim=(-2, 102))
 
-# %% ../nbs/03_eval_viz.ipynb #0742a1a1
+# %% ../nbs/03_eval_viz.ipynb #e1e16bf5
 def plot_sparse_autoencoder_analysis(
     results:dict,                           # What `evaluate_sparse_autoencoder` returned
     model_name:str='Sparse Autoencoder',    # For the title
@@ -144,13 +144,13 @@ def plot_sparse_autoencoder_analysis(
     active = codes[codes != 0]
     fig = _figure(13, 3.4)
     errors, latents, sizes, matrix = fig.subplots(1, 4, width_ratios=[1, 1, 1, 1.3])
-    errors.hist(results['errors'], 50, color='0.5')
+    _histogram(errors, results['errors'])
     errors.axvline(results['mean'], color='C1', label=f"mean {results['mean']:.3g}")
     errors.set(title='reconstruction error', xlabel='MSE of a sample', ylabel='samples')
     errors.legend()
     latents.fill_between(range(1, len(mean) + 1), mean, color='0.5', step='mid')
     latents.set(title='mean activation', xlabel='latent, most active first', ylabel='mean of z')
-    if active.size: sizes.hist(active, 60, color='0.5', log=True)
+    if active.size: _histogram(sizes, active, log=True)
     sizes.set(title=f'activations ({active.size/codes.size:.0%} are not 0)', xlabel='z',
               ylabel='count')
     shown = codes[np.linspace(0, len(codes)-1, min(len(codes), 200)).astype(int)]
@@ -166,46 +166,61 @@ def plot_sparse_autoencoder_analysis(
         f'{label} {results[name]:.3g}' for name, label in facts.items() if name in results]))
     return _saved(fig, save_path)
 
-# %% ../nbs/03_eval_viz.ipynb #0f38462d
+def _histogram(ax:Any, values:np.ndarray, log:bool=False) -> None:
+    "A histogram of 50 bins; of nearly equal values one that is wide enough to be drawn."
+    low, high = float(values.min()), float(values.max())
+    wide = max((high - low) / 2, 1e-4 * max(abs(low), abs(high)), 1e-12)
+    middle = (low + high) / 2
+    ax.hist(values, 50, range=(middle - wide, middle + wide), color='0.5', log=log)
+
+# %% ../nbs/03_eval_viz.ipynb #6e7a0cad
 def typical_codes(
-    codes:'np.ndarray|Tensor',   # Codes of some data, shape `(n, latent_dim)`
-) -> Tensor:                     # Shape `(latent_dim, latent_dim)`
+    codes:'np.ndarray|Tensor',          # Codes of some data, shape `(n, latent_dim)`
+    latents:'Tensor|None'=None,         # Which latents; `None`: all
+) -> Tensor:                            # Shape `(len(latents), latent_dim)`
     """For each latent the mean code, weighted by that latent's absolute activation;
     zeros for a dead latent."""
     z = torch.as_tensor(codes)
-    weight = z.abs().sum(0)
-    return (z.abs().T @ z) / weight.masked_fill(weight == 0, 1)[:, None]
+    activity = z.abs() if latents is None else z[:, latents].abs()
+    weight = activity.sum(0)
+    return (activity.T @ z) / weight.masked_fill(weight == 0, 1)[:, None]
 
-@torch.no_grad()
 def dictionary(
     model:nn.Module,                      # Any module with `encode` and `decode`
     codes:'np.ndarray|Tensor|None'=None,  # Codes of some data, `(n, latent_dim)`: for typical codes
-    latent_dim:'int|None'=None,           # Number of latents, if the model does not say
-) -> Tensor:                              # Atoms, shape `(latent_dim, input_dim)`
+    latents:'Sequence[int]|None'=None,    # Which latents; `None`: all
+) -> Tensor:                              # Atoms, shape `(len(latents), input_dim)`
     """The direction in input space in which each latent moves the reconstruction.
 
     For a single linear layer these are the columns of the decoder, for a deep decoder the columns
     of its Jacobian at a typical code of each latent (with `codes`) or where that latent
-    alone is on (without)."""
-    check_autoencoder(model)
-    latent_dim = (getattr(model, 'latent_dim', None) if latent_dim is None
-                  else check_int('latent_dim', latent_dim))
-    if latent_dim is None:
-        raise ValueError("latent_dim must be given for a model that has no latent_dim")
-    first = next(model.parameters())
-    axes = torch.eye(latent_dim, dtype=first.dtype, device=first.device)
-    if codes is not None and codes.shape[-1] != latent_dim:
-        raise ValueError(f"codes must have shape (n, {latent_dim}), as latent_dim={latent_dim}; "
-                         f"got {tuple(codes.shape)}")
-    at = axes if codes is None else typical_codes(codes).to(axes)
-    return torch.func.jvp(model.decode, (at,), (axes,))[1]
+    alone is on (without). Raises `ValueError` for codes of another width."""
+    width = getattr(check_autoencoder(model), 'latent_dim', None)
+    if codes is not None:
+        codes = torch.as_tensor(codes)
+        if codes.ndim != 2 or codes.shape[1] != (width or codes.shape[1]):
+            raise ValueError(f"codes must have shape (n, {width or 'latent_dim'}), "
+                             f"got {tuple(codes.shape)}")
+        width = codes.shape[1]
+    if width is None: raise ValueError("codes must be given for a model that has no latent_dim")
+    like, parts = next(model.parameters(), torch.empty(0)), []
+    latents = torch.arange(width) if latents is None else torch.as_tensor(latents)
+    with evaluating(model):
+        for block in latents.split(512):  # all axes at once would be latent_dim * latent_dim
+            axes = F.one_hot(block, width).to(like)
+            at = axes if codes is None else typical_codes(codes, block).to(like)
+            parts.append(torch.func.jvp(model.decode, (at,), (axes,))[1])
+    return torch.cat(parts)
 
-# %% ../nbs/03_eval_viz.ipynb #3667928d
+# %% ../nbs/03_eval_viz.ipynb #4e58fbe9
 def check_image_shape(
     image_shape:Sequence[int],   # `(height, width)` or `(height, width, 3)`
     features:int,                # Features of a sample
 ) -> tuple[int, ...]:
     "`image_shape` if a sample of that many features fills it; `ValueError` if not."
+    if isinstance(image_shape, str) or not isinstance(image_shape, Sequence):
+        raise TypeError(f"image_shape must be (height, width) or (height, width, 3), "
+                        f"got {image_shape!r}")
     shape = tuple(check_int('image_shape', side) for side in image_shape)
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] != 3):
         raise ValueError(f"image_shape must be (height, width) or (height, width, 3), got {shape}")
@@ -229,7 +244,7 @@ def mosaic(
         sheet[top:top+height, left:left+width] = image
     return sheet
 
-# %% ../nbs/03_eval_viz.ipynb #69485d2b
+# %% ../nbs/03_eval_viz.ipynb #5262af97
 def plot_dictionary(
     model:nn.Module,                        # Any module with `encode` and `decode`
     image_shape:'Sequence[int]|None'=None,  # `(height, width[, 3])`; `None`: not images
@@ -239,12 +254,13 @@ def plot_dictionary(
 ) -> Figure:
     """The atoms, each on its own scale with zero in mid-grey: images, or rows of one matrix;
     with `codes` the most often active first."""
-    atoms = dictionary(model, codes).flatten(1).cpu().float().numpy()
-    order = (np.arange(len(atoms)) if codes is None
-             else np.argsort(-(np.asarray(codes) != 0).sum(0), kind='stable'))
+    count = getattr(model, 'latent_dim', 0) if codes is None else codes.shape[-1]
+    order = (torch.arange(count) if codes is None else
+             (torch.as_tensor(codes) != 0).sum(0).argsort(descending=True, stable=True).cpu())
+    atoms = dictionary(model, codes, order[:check_int('max_atoms', max_atoms)])
+    atoms = atoms.flatten(1).cpu().float().numpy()
     largest = abs(atoms).max(1, keepdims=True)
-    grey = (0.5 + 0.5 * atoms / np.where(largest > 0, largest, 1))[
-        order[:check_int('max_atoms', max_atoms)]]
+    grey = 0.5 + 0.5 * atoms / np.where(largest > 0, largest, 1)
     if image_shape is not None:
         sheet = mosaic(grey.reshape(-1, *check_image_shape(image_shape, atoms.shape[1])))
     fig = _figure(8, 5 if image_shape is None else 8 * sheet.shape[0] / sheet.shape[1] + 0.4)
@@ -256,12 +272,11 @@ def plot_dictionary(
     where = 'single latents' if codes is None else 'typical codes'
     kind = ('columns of the decoder' if getattr(model, 'depth', None) == 1
             else f'local directions of the decoder, at {where}')
-    ax.set_title(f"{len(grey)} of {len(atoms)} atoms ({kind})"
+    ax.set_title(f"{len(grey)} of {len(order)} atoms ({kind})"
                  + ('' if codes is None else ', most often active first'), fontsize=10)
     return _saved(fig, save_path)
 
-# %% ../nbs/03_eval_viz.ipynb #504390ef
-@torch.no_grad()
+# %% ../nbs/03_eval_viz.ipynb #15d33b73
 def plot_reconstructions(
     model:nn.Module,                         # Any module with `encode` and `decode`
     x:'Tensor|np.ndarray',                   # Some samples, shape `(n, input_dim)`
@@ -273,8 +288,8 @@ def plot_reconstructions(
     with the error and the L0 of each."""
     max_samples = check_int('max_samples', max_samples)
     batch = next(iter(Batches('x', x[:max_samples], check_autoencoder(model), max_samples)))
-    z = model.encode(batch)
-    pairs = torch.stack([batch.flatten(1), model.decode(z).flatten(1)]).cpu().float().numpy()
+    with evaluating(model): z, x_reconstructed = reconstruct(model, batch)
+    pairs = torch.stack([batch.flatten(1), x_reconstructed.flatten(1)]).cpu().float().numpy()
     fig = _figure(1.05 * len(batch) + 0.8, 1.9 if image_shape is None else 2.7)
     draw = _draw_lines if image_shape is None else _draw_images
     lowest = draw(fig, pairs, image_shape)

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from .checks import check_choice
 from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
 
-# %% ../nbs/06_io.ipynb #20888797
+# %% ../nbs/06_io.ipynb #2c7fa2a9
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 
 @contextmanager
@@ -29,13 +29,16 @@ def written_whole(
     fails."""
     path = Path(path)
     beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    beside.touch()
+    mode = beside.stat().st_mode  # what this user gives new files; some writers give less
     try:
         yield beside
+        beside.chmod(mode)
         with open(beside, 'rb+') as f: os.fsync(f.fileno())
         beside.replace(path)
     finally: beside.unlink(missing_ok=True)
 
-# %% ../nbs/06_io.ipynb #b94456a0
+# %% ../nbs/06_io.ipynb #e077b563
 @patch
 def save_pretrained(
     self:BaseSparseAutoencoder,
@@ -43,17 +46,21 @@ def save_pretrained(
 ) -> None:
     "Write `model.safetensors` and `config.json` into `folder`."
     from safetensors.torch import save_file
+    if type(self) not in MODEL_CLASSES.values():
+        raise TypeError(f"model must be one of {', '.join(MODEL_CLASSES)} to be loaded again, "
+                        f"got {type(self).__name__}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = dict(model_class=type(self).__name__, **self.config())
     config['dtype'] = str(self.dtype).removeprefix('torch.')
     state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
     with written_whole(folder/WEIGHTS) as beside:
-        save_file(state, beside, metadata={'format': 'pt'})
+        # one entry only: safetensors writes several in a random order
+        save_file(state, beside, metadata={'config': json.dumps(config)})
     with written_whole(folder/CONFIG) as beside:
         beside.write_text(json.dumps(config, indent=2) + '\n')
 
-# %% ../nbs/06_io.ipynb #4c53fc8b
+# %% ../nbs/06_io.ipynb #6a5d211f
 MODEL_CLASSES = {cls.__name__: cls for cls in (SparseAutoencoder, TiedWeightSparseAutoencoder)}
 
 def read_config(
@@ -86,7 +93,7 @@ def from_pretrained(
 
     Raises `FileNotFoundError` if a file is missing, `ValueError` if a file is damaged, or the
     folder holds another class."""
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
     saved, config = read_config(folder)
     if not issubclass(saved, cls):
@@ -99,6 +106,9 @@ def from_pretrained(
     try:
         model = saved(device=device, **config)
         model.load_state_dict(load_file(weights, device=str(device)))
+        with safe_open(weights, 'pt') as f: twin = (f.metadata() or {}).get('config')
     except (SafetensorError, RuntimeError, TypeError) as e:
         raise ValueError(f"the files in {folder} do not make a {saved.__name__}: {e}") from None
+    if twin is not None and json.loads(twin) != json.loads((Path(folder)/CONFIG).read_text()):
+        raise ValueError(f"{CONFIG} and {WEIGHTS} in {folder} are from different saves")
     return model.eval()

@@ -78,7 +78,9 @@ MISTAKES = {
     'good.npy --device cuda:99': "device 'cuda:99' does not exist here",
     'nan.npy': 'has 1 of ', 'empty.npy': 'data must not be empty',
     'vector.npy': 'data must have shape (n, features), got (9,)',
-    'words.npy': 'data must hold real numbers', 'broken.npy': 'broken.npy: '}
+    'words.npy': 'data must hold real numbers', 'broken.npy': 'broken.npy: ',
+    'nothing.npz': 'the file holds no array',
+    'good.npy --learning_rate 1e30': 'the loss became NaN or infinite'}
 
 
 @pytest.mark.parametrize('arguments', MISTAKES)
@@ -89,6 +91,7 @@ def test_a_mistake_is_one_clear_line(arguments, script, tmp_path):
     for name, data in dict(good=good, nan=spoilt, empty=good[:0], vector=np.ones(9),
                            words=np.array([['a', 'b']])).items():
         np.save(tmp_path/f'{name}.npy', data)
+    np.savez(tmp_path/'nothing.npz')
     (tmp_path/'broken.npy').write_bytes((tmp_path/'good.npy').read_bytes()[:100])
     done = shell(script('sparse_ae_train'), *arguments.split(), '--verbose', 0, '--num_epochs', 1,
                  cwd=tmp_path)

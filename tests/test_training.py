@@ -60,10 +60,10 @@ def test_whole_numbers_are_converted_and_it_is_said(split):
     pixels = (train_data * 16).round().to(torch.uint8)
     with pytest.warns(UserWarning, match='train_data has dtype torch.uint8; '
                                          'it is converted to torch.float32'):
-        whole, _ = train(pixels, val_data)
+        whole, _ = train(pixels, val_data, sparsity_type='l1')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert same(whole, train(pixels.float(), val_data)[0])
+        assert same(whole, train(pixels.float(), val_data, sparsity_type='l1')[0])
     with pytest.warns(UserWarning, match='torch.bool'): train(train_data > 0.5, val_data)
 
 
