@@ -24,7 +24,7 @@ test: setup      ## notebooks, then pytest
 	$(BIN)/python -m pytest
 
 lab: setup       ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs: setup      ## the site, into _docs
 	$(BIN)/python tools/docs.py
