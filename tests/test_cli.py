@@ -3,14 +3,13 @@ import importlib.util
 import json
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from conftest import ROOT
 from sparse_ae.data import digits
-from sparse_ae.models import SparseAutoencoder, TiedWeightSparseAutoencoder
+from sparse_ae.models import TiedWeightSparseAutoencoder
 
 FILES = {'model.safetensors', 'config.json', 'history.json', 'results.json', 'training_history.png',
          'analysis.png', 'dictionary.png', 'reconstructions.png', 'report.html'}
@@ -29,7 +28,7 @@ def test_demo_writes_everything_and_the_same_numbers_again(script, tmp_path):
     for label in ('explained variance', 'L0', 'sparsity level', 'dead latents', 'epochs',
                   'seconds'):
         assert re.search(rf'^  {label} +\S', done.stdout, re.M)
-    assert f'Look at two/report.html' in done.stdout and 'training: 100%' in done.stderr
+    assert 'Look at two/report.html' in done.stdout and 'training: 100%' in done.stderr
     assert {p.name for p in (tmp_path/'one').iterdir()} == FILES
     for name in ('model.safetensors', 'results.json', 'dictionary.png', 'reconstructions.png'):
         assert (tmp_path/'one'/name).read_bytes() == (tmp_path/'two'/name).read_bytes(), name
