@@ -6,7 +6,7 @@
 __all__ = ['evaluate_sparse_autoencoder', 'code_results', 'plot_sparse_training_history', 'plot_sparse_autoencoder_analysis',
            'typical_codes', 'dictionary', 'check_image_shape', 'mosaic', 'plot_dictionary', 'plot_reconstructions']
 
-# %% ../nbs/03_eval_viz.ipynb #5916e1f2
+# %% ../nbs/03_eval_viz.ipynb #9ec5a597
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from .checks import check_device, check_int
 from .losses import hoyer_sparseness
-from .training import Batches, check_autoencoder, evaluating, reconstruct
+from .batches import Batches
+from .models import evaluating
+from .training import check_autoencoder, reconstruct
 
-# %% ../nbs/03_eval_viz.ipynb #0eb65470
+# %% ../nbs/03_eval_viz.ipynb #bed9b7be
 class _Variance:
     "Total squared deviation from the mean, batch by batch, in double precision."
     def __init__(self): self.n, self.mean, self.deviation, self.squares = 0, 0., 0., 0.
@@ -52,10 +54,10 @@ def evaluate_sparse_autoencoder(
     errors, codes, variance = bytearray(), bytearray(), _Variance()
     with evaluating(model):
         for x in Batches('test_data', test_data, model, batch_size):
-            z, x_reconstructed = reconstruct(model, x)
+            encoded, x_reconstructed = reconstruct(model, x)
             left = (x_reconstructed - x).flatten(1)
             errors += left.square().mean(1).cpu().double().numpy().tobytes()
-            codes += z.flatten(1).float().cpu().numpy().tobytes()
+            codes += encoded.z.flatten(1).float().cpu().numpy().tobytes()
             variance.add(x)
     errors = np.frombuffer(errors, np.float64)
     codes = np.frombuffer(codes, np.float32).reshape(len(errors), -1)
@@ -276,7 +278,7 @@ def plot_dictionary(
                  + ('' if codes is None else ', most often active first'), fontsize=10)
     return _saved(fig, save_path)
 
-# %% ../nbs/03_eval_viz.ipynb #15d33b73
+# %% ../nbs/03_eval_viz.ipynb #5ad7e92e
 def plot_reconstructions(
     model:nn.Module,                         # Any module with `encode` and `decode`
     x:'Tensor|np.ndarray',                   # Some samples, shape `(n, input_dim)`
@@ -288,13 +290,13 @@ def plot_reconstructions(
     with the error and the L0 of each."""
     max_samples = check_int('max_samples', max_samples)
     batch = next(iter(Batches('x', x[:max_samples], check_autoencoder(model), max_samples)))
-    with evaluating(model): z, x_reconstructed = reconstruct(model, batch)
+    with evaluating(model): encoded, x_reconstructed = reconstruct(model, batch)
     pairs = torch.stack([batch.flatten(1), x_reconstructed.flatten(1)]).cpu().float().numpy()
     fig = _figure(1.05 * len(batch) + 0.8, 1.9 if image_shape is None else 2.7)
     draw = _draw_lines if image_shape is None else _draw_images
     lowest = draw(fig, pairs, image_shape)
     for ax, error, l0 in zip(lowest, ((pairs[1] - pairs[0])**2).mean(1),
-                             (z.flatten(1) != 0).sum(1).tolist()):
+                             (encoded.z.flatten(1) != 0).sum(1).tolist()):
         ax.set_xlabel(f'MSE {error:.2g}\nL0 {l0}', fontsize=8)
     return _saved(fig, save_path)
 

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['PENALTIES', 'check_code', 'l1_sparsity_loss', 'mean_activation', 'kl_divergence_sparsity_loss', 'hoyer_sparseness',
-           'hoyer_sparsity_loss', 'no_sparsity_loss', 'get_penalty']
+           'hoyer_sparsity_loss', 'no_sparsity_loss', 'get_penalty', 'LayerSparsity']
 
-# %% ../nbs/01_losses.ipynb #15eafc4a
+# %% ../nbs/01_losses.ipynb #315c82f4
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_fraction, check_number
+from .checks import (check_choice, check_fraction, check_int, check_not_negative,
+                              check_number)
 
 # %% ../nbs/01_losses.ipynb #4c393878
 def check_code(
@@ -42,7 +45,7 @@ def mean_activation(
     z = check_code(z).reshape(-1, z.shape[-1]).relu()
     return z.mean(0, dtype=torch.promote_types(z.dtype, torch.float32))
 
-# %% ../nbs/01_losses.ipynb #cfdcad46
+# %% ../nbs/01_losses.ipynb #c0b4a28d
 def kl_divergence_sparsity_loss(
     z:Tensor,                     # Code, shape `(..., latent_dim)`
     target_sparsity:float=0.05,   # `rho`, the rate a latent should have, strictly between 0 and 1
@@ -54,14 +57,16 @@ def kl_divergence_sparsity_loss(
     and below its complement.
     Source: Ng, *Sparse autoencoder*, CS294A lecture notes, 2011, with the mean over the latents
     in place of the sum."""
-    rho = check_fraction('target_sparsity', target_sparsity)
-    largest = min(rho, 1-rho)
-    check_number('epsilon', epsilon,
-                 f'above 0 and below {largest:g} (the target or its complement)',
-                 lambda v: 0 < v < largest)
+    rho, log, log1p = target_sparsity, torch.log, torch.log1p
+    if not isinstance(rho, Tensor):  # a tensor comes from a sweep, which has checked its numbers
+        rho, log, log1p = check_fraction('target_sparsity', rho), math.log, math.log1p
+        largest = min(rho, 1-rho)
+        check_number('epsilon', epsilon,
+                     f'above 0 and below {largest:g} (the target or its complement)',
+                     lambda v: 0 < v < largest)
     rho_hat = mean_activation(z)
     inside = rho_hat.clamp(epsilon, 1 - max(epsilon, torch.finfo(rho_hat.dtype).eps))
-    kl = rho * (math.log(rho) - inside.log()) + (1-rho) * (math.log1p(-rho) - (-inside).log1p())
+    kl = rho * (log(rho) - inside.log()) + (1-rho) * (log1p(-rho) - (-inside).log1p())
     slope = ((inside - rho) / (inside * (1-inside))).detach()
     return (kl + slope * (rho_hat - inside)).mean()
 
@@ -110,3 +115,27 @@ def get_penalty(
     if callable(sparsity_type): return sparsity_type
     penalty = PENALTIES[check_choice('sparsity_type', sparsity_type, PENALTIES)]
     return partial(penalty, target_sparsity=target_sparsity) if sparsity_type == 'kl' else penalty
+
+# %% ../nbs/01_losses.ipynb #8c00fd34
+@dataclass(frozen=True)
+class LayerSparsity:
+    "Penalty on the activations of one hidden layer of the encoder, for `regularizers`."
+    layer:int                      # Hidden layer, 1 is the one next to the input
+    sparsity_type:'str|Callable[[Tensor], Tensor]'='kl'  # Name in `PENALTIES`, or `h -> scalar`
+    weight:float=0.1               # Weight in the loss
+    target_sparsity:float=0.05     # Target rate for `'kl'`, in (0, 1)
+
+    def __post_init__(self):
+        check_int('layer', self.layer)
+        check_not_negative('weight', self.weight)
+        get_penalty(self.sparsity_type, self.target_sparsity)
+
+    @property
+    def name(self) -> str: return f'layer_{self.layer}_sparsity'
+
+    def __call__(self, model:Any, x:Tensor, encoded:Any, generator:Any=None) -> Tensor:
+        "The penalty, not weighted; `ValueError` if `model` has no such layer."
+        if len(encoded.hidden) < self.layer:
+            raise ValueError(f"layer must be at most {len(encoded.hidden)}, the number of hidden "
+                             f"layers that {type(model).__name__} shows, got {self.layer}")
+        return get_penalty(self.sparsity_type, self.target_sparsity)(encoded.hidden[self.layer - 1])
