@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup demo test lab docs notebooks export readme hooks example clean
+.PHONY: help setup demo test lab docs notebooks export readme hooks example bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -45,6 +45,9 @@ hooks: setup     ## git and Jupyter hooks that clean notebooks
 
 example: setup   ## the example script
 	$(BIN)/python examples/sparse_autoencoder_example.py
+
+bench: setup     ## what training costs, into benchmarks/training.md
+	$(BIN)/python benchmarks/training.py
 
 clean:           ## what can be made again
 	rm -rf $(VENV) _docs _proc runs nbs/runs dist build *.egg-info .pytest_cache .hypothesis

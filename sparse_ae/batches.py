@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .checks import as_rows, check_int, check_rows
 
-# %% ../nbs/10_batches.ipynb #df20f869
+# %% ../nbs/10_batches.ipynb #97a2d60f
 class Batches:
     """Batches of `data` as `(batch, ...)` tensors in `dtype` on `device`, shuffled anew at each
     pass if asked. Iterating gives one pass; `epoch` gives the steps of an epoch."""
     def __init__(
         self,
         name:str,              # The argument's name, for errors
-        data:Any,              # Tensor, array or memory map `(n, ...)`, Dataset, iterable of batches
+        data:Any,              # Tensor, array, memory map `(n, ...)`, Dataset, iterable of batches
         model:nn.Module,       # Its `input_dim`, if it has one, is the width that data must have
         batch_size:int=256,    # Rows in a batch, at most; an iterable keeps its own
         shuffle:bool=False,    # A new order at each pass? An iterable keeps its own
@@ -96,7 +96,7 @@ def _check_shape(self:Batches, rows:Tensor) -> None:
         raise ValueError(f"{self.name} must have shape ({wanted}){self.because}; "
                          f"got {tuple(rows.shape)}")
 
-# %% ../nbs/10_batches.ipynb #9367997a
+# %% ../nbs/10_batches.ipynb #85925053
 BLOCKS = 16  # of a memory map in memory at a time
 
 @patch
@@ -120,6 +120,7 @@ def _steps_from_rows(self:Batches, generator:torch.Generator) -> Iterator[list[T
             if order is not None: part = rows.index_select(0, part.to(rows.device))
             yield part.tensor_split(min(self.accumulate, len(part)))
 
+# %% ../nbs/10_batches.ipynb #c9de64ac
 @patch
 def _steps_from_loader(self:Batches) -> Iterator[list[Tensor]]:
     number, step = -1, []
@@ -156,7 +157,7 @@ def _draw(self:Batches) -> int:
     "The number that fixes the next pass."
     return torch.randint(2**62, (), generator=self.generator).item() if self.shuffle else 0
 
-# %% ../nbs/10_batches.ipynb #ccef3e1b
+# %% ../nbs/10_batches.ipynb #d4b0ef2a
 @patch
 def epoch(self:Batches) -> Iterator[list[Tensor]]:
     "The steps of one epoch, each a list of at most `accumulate` batches; goes on where it stood."
@@ -177,6 +178,7 @@ def _begin(self:Batches, order:int) -> None:
     "Start the pass that `order` fixes."
     self.order, self.current, self.random = order, self._pass(), torch.get_rng_state()
 
+# %% ../nbs/10_batches.ipynb #9e7cfe4b
 @patch
 def __len__(self:Batches) -> int:
     "Steps in an epoch; `TypeError` if nobody knows."

@@ -41,7 +41,7 @@ class Callback:
 
     def load_state_dict(self, state:dict) -> None: "Go on from what `state_dict` gave."
 
-# %% ../nbs/11_callbacks.ipynb #507c8644
+# %% ../nbs/11_callbacks.ipynb #e14c741c
 class EarlyStopping(Callback):
     "Keeps the weights of the best epoch, and ends training when nothing better comes."
     def __init__(
@@ -87,13 +87,14 @@ class EarlyStopping(Callback):
 
     def load_state_dict(self, state): vars(self).update(state)
 
+# %% ../nbs/11_callbacks.ipynb #41a74162
 def snapshot(
     model:torch.nn.Module,    # Any module
 ) -> dict[str, Tensor]:
     "A copy of the model's state."
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
-# %% ../nbs/11_callbacks.ipynb #e4216f9a
+# %% ../nbs/11_callbacks.ipynb #e4e0d90f
 SCHEDULES = {'constant': lambda s: 1., 'linear': lambda s: 1 - s,
              'cosine': lambda s: (1 + math.cos(math.pi * s)) / 2}
 
@@ -114,7 +115,8 @@ class LearningRateSchedule(Callback):
 
     def before_step(self, trainer):
         after, falling = trainer.progress - self.warmup, trainer.num_epochs - self.warmup
-        ramp = min(1., (trainer.progress + trainer.step_fraction)/self.warmup if self.warmup else 1.)
+        done = trainer.progress + trainer.step_fraction
+        ramp = min(1., done/self.warmup if self.warmup else 1.)
         rate = trainer.options['learning_rate']
         trainer.learning_rate = rate * ramp * self.factor(min(1., max(0., after / falling)))
 
@@ -126,7 +128,7 @@ class ClipGradients(Callback):
     def after_backward(self, trainer):
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), self.max_norm)
 
-# %% ../nbs/11_callbacks.ipynb #3443703a
+# %% ../nbs/11_callbacks.ipynb #154fe47d
 def latest(
     history:dict,          # Of training
 ) -> dict[str, float]:     # The last entry of each list
@@ -137,7 +139,8 @@ class ProgressBar(Callback):
     """A progress bar with the current losses (`verbose` 1), with a line an epoch as well (2), or
     nothing (0)."""
     def __init__(self, verbose:int=1):
-        self.verbose = check_int('verbose', int(verbose) if isinstance(verbose, bool) else verbose, 0)
+        if isinstance(verbose, bool): verbose = int(verbose)
+        self.verbose = check_int('verbose', verbose, 0)
 
     def before_fit(self, trainer):
         if not self.verbose: return
@@ -185,13 +188,14 @@ class LogFile(Callback):
         with open(self.path, 'a', encoding='utf-8') as file:
             self._write(file, {'epoch': trainer.epoch, **latest(trainer.history)})
 
-# %% ../nbs/11_callbacks.ipynb #bc8ec809
+# %% ../nbs/11_callbacks.ipynb #c2487e62
 def _optional(module:str, extra:str) -> Any:
     "The module, or an error that says how to get it."
     from importlib import import_module
     try: return import_module(module)
     except ImportError as e:
-        raise ImportError(f"{module} is needed here: pip install 'sparse_ae[{extra}]' ({e})") from None
+        raise ImportError(f"{module} is needed here: pip install 'sparse_ae[{extra}]' "
+                          f"({e})") from None
 
 class TensorBoardLog(Callback):
     "Writes what each epoch measured for TensorBoard: `tensorboard --logdir folder`."

@@ -36,7 +36,7 @@ class SparsityWarmup(Callback):
         trainer.ramp = FLOOR ** (1 - done)
         (trainer.warming_up.discard if done == 1 else trainer.warming_up.add)('sparsity_warmup')
 
-# %% ../nbs/12_live_latents.ipynb #d75b7a0e
+# %% ../nbs/12_live_latents.ipynb #933c8a4c
 class SparsityTarget(Callback):
     """Adjusts the weight of the penalty, step by step, until the code is as sparse as asked for:
     a given L0, or a given sparsity level."""
@@ -60,6 +60,13 @@ class SparsityTarget(Callback):
         self.on_val, self.n_val = 0., 0  # sum over the validation pass, and its samples
 
     def before_fit(self, trainer):
+        if trainer.options['sparsity_type'] == 'none':
+            raise ValueError("sparsity_type must be a penalty where its weight is to be adjusted, "
+                             "got 'none'")
+        latents = getattr(trainer.model, 'latent_dim', math.inf)
+        if self.l0 is not None and self.l0 > latents:
+            raise ValueError(f"target_l0 must be at most {latents}, the number of latents, "
+                             f"got {self.l0:g}")
         if not trainer.sparsity_weight:
             raise ValueError("sparsity_weight must be above 0 where it is to be adjusted, got 0")
         trainer.warming_up.add('target')
@@ -68,7 +75,8 @@ class SparsityTarget(Callback):
         z, n = trainer.losses.z, len(trainer.losses.z)
         active = (trainer.losses.active.sum() if self.level is None else
                   (z.detach().abs() >= 0.01).sum() / z[0].numel()).item()
-        if not trainer.model.training: self.on_val, self.n_val = self.on_val + active, self.n_val + n
+        if not trainer.model.training:
+            self.on_val, self.n_val = self.on_val + active, self.n_val + n
         elif self.running is None: self.running = active / n
         else: self.running = self.memory*self.running + (1 - self.memory)*active/n
 
@@ -128,8 +136,8 @@ class DeadLatents(Callback):
 
     def load_state_dict(self, state): vars(self).update(state)
 
-# %% ../nbs/12_live_latents.ipynb #12e6d55e
-THRESHOLD = 0.5  # a revived latent is on where its pre-activation is above this part of its peak
+# %% ../nbs/12_live_latents.ipynb #dea34637
+THRESHOLD = 0.5  # a revived latent is on where its pre-activation exceeds this part of its peak
 STEP = 0.3       # part of the line search's correction that its atom makes at that peak
 
 def _after_first_layer(model:BaseSparseAutoencoder) -> tuple[Layer, Any]:
@@ -144,13 +152,20 @@ def _correction(model:BaseSparseAutoencoder, x:Tensor, z:Tensor, towards:'Tensor
     """Unit directions in which the decoder's first layer must move to lower the error of `x`
     (`towards`, or steepest descent), and how far until it is least, to first order."""
     first, rest = _after_first_layer(model)
-    a = F.linear(z, first.weight, first.bias)
-    x_reconstructed, pull = torch.func.vjp(rest, a)
-    left = x - x_reconstructed
-    direction = unit_norm(pull(left)[0] if towards is None else towards, 1)
-    change = torch.func.jvp(rest, (a,), (direction,))[1]
+    with torch.enable_grad():
+        a = F.linear(z, first.weight, first.bias).detach().requires_grad_()
+        x_reconstructed = rest(a)
+        left = (x - x_reconstructed).detach()
+        # J^T u as a function of u, whose derivative along a direction is J times that direction
+        u = torch.zeros_like(left, requires_grad=True)
+        pull, = torch.autograd.grad(x_reconstructed, a, u, create_graph=True)
+        if towards is None:
+            towards, = torch.autograd.grad(x_reconstructed, a, left, retain_graph=True)
+        direction = unit_norm(towards, 1)
+        change, = torch.autograd.grad(pull, u, direction)
     return direction, (left*change).sum(1) / change.square().sum(1).clamp(min=1e-12)
 
+# %% ../nbs/12_live_latents.ipynb #4813163f
 @torch.no_grad()
 def resample(
     model:BaseSparseAutoencoder,  # Changed in place; in eval mode
@@ -208,12 +223,14 @@ def _forget(model:BaseSparseAutoencoder, dead:Tensor, moments:Any) -> None:
             squares = (memory >= 0).all() and alive.any()
             by_latent[dead] = by_latent[alive.to(memory.device)].mean(0) if squares else 0
 
+# %% ../nbs/12_live_latents.ipynb #ff6f6a6c
 class Resample(DeadLatents):
     "Points each dead latent at an input that is badly reconstructed."
+    revived = 0    # in this epoch
+
     def before_fit(self, trainer):
         super().before_fit(trainer)
         trainer.history.setdefault('revived', [])
-        self.revived = 0
 
     def before_step(self, trainer):
         dead = self.dead()
@@ -228,7 +245,7 @@ class Resample(DeadLatents):
 
     def state_dict(self): return {**super().state_dict(), 'revived': self.revived}
 
-# %% ../nbs/12_live_latents.ipynb #5d77d358
+# %% ../nbs/12_live_latents.ipynb #cf467b00
 class AuxiliaryLoss(DeadLatents):
     "Trains dead latents, by a loss of their own, to explain what the living leave over."
     name, counts = 'auxiliary', False
@@ -260,6 +277,7 @@ class AuxiliaryLoss(DeadLatents):
 
     def state_dict(self): return {**super().state_dict(), 'mask': self.mask}
 
+# %% ../nbs/12_live_latents.ipynb #466bab7d
 REVIVERS = {'resample': Resample, 'auxiliary': AuxiliaryLoss}
 
 def reviver(

@@ -130,7 +130,7 @@ def config(
                 hidden_dims=self.hidden_dims, activation=self.activation_name,
                 decoder_norm=self.decoder_norm, batch_norm=self.batch_norm)
 
-# %% ../nbs/00_models.ipynb #e218748f
+# %% ../nbs/00_models.ipynb #c1dfc35b
 class Layer(NamedTuple):
     "One layer of a stack."
     weight:Tensor                    # Shape `(fan_out, fan_in)`
@@ -171,6 +171,7 @@ def linear_stack(
         hidden += kept
     return x, tuple(hidden)
 
+# %% ../nbs/00_models.ipynb #560a8e57
 @contextmanager
 def statistics_kept(
     model:nn.Module,     # Any module
@@ -178,7 +179,7 @@ def statistics_kept(
     "What passes here does not count in the running statistics of batch normalisation."
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    seen = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
+    seen = [n if n is None else n.clone() for n in (norm.num_batches_tracked for norm in norms)]
     for norm in norms: norm.momentum = 0.
     try: yield
     finally:
@@ -199,7 +200,7 @@ def _check_width(self:BaseSparseAutoencoder, name:str, value:Tensor, width_name:
         raise TypeError(f"{name} must have the model's dtype {self.dtype}, got {value.dtype}; "
                         f"use .to({self.dtype})")
 
-# %% ../nbs/00_models.ipynb #e90aadab
+# %% ../nbs/00_models.ipynb #9f21d5b6
 class Encoded(NamedTuple):
     "A code and how it came about."
     z:Tensor                            # Code, shape `(..., latent_dim)`
@@ -225,6 +226,7 @@ def encode_layers(
     pre, hidden = self._stack('encoder', x, keep_hidden)
     return Encoded(self.activation(pre), pre, hidden)
 
+# %% ../nbs/00_models.ipynb #2900a9d4
 @patch
 def encode(
     self:BaseSparseAutoencoder,

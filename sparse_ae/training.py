@@ -34,7 +34,7 @@ from .live_latents import DeadLatents, SparsityTarget, SparsityWarmup, reviver
 from .losses import get_penalty, mean_activation
 from .models import Encoded, evaluating
 
-# %% ../nbs/02_training.ipynb #ab43b046
+# %% ../nbs/02_training.ipynb #bdc18f58
 class Losses(NamedTuple):
     "The terms of the loss on one batch, and the code they come from."
     total:Tensor      # `recon + sparsity_weight*sparsity` and the regularisers, scalar
@@ -42,7 +42,7 @@ class Losses(NamedTuple):
     sparsity:Tensor   # Penalty, not weighted, scalar
     z:Tensor          # Code, shape `(batch, ...)`
     active:Tensor     # In how many samples each latent is active, shape `(latent_dim,)`
-    minimised:Tensor  # What the step minimises: `total` with the part `ramp` of the penalty's weight
+    minimised:Tensor  # What the step minimises: `total`, with `ramp` times the penalty's weight
     terms:dict        # Regularisers by name, not weighted, scalars
 
 def reconstruct(
@@ -58,6 +58,7 @@ def reconstruct(
                          f"got {tuple(x_reconstructed.shape)}")
     return encoded, x_reconstructed
 
+# %% ../nbs/02_training.ipynb #53b3682f
 def batch_losses(
     model:nn.Module,                      # Has `encode` and `decode`
     x:Tensor,                             # Inputs, shape `(batch, ...)`
@@ -80,11 +81,13 @@ def batch_losses(
     base, extra = recon, sum(value for value, counts in weighted if not counts)
     for value, counts in weighted:
         if counts: base = base + value
-    active = (z.detach() != 0).flatten(1).sum(0)
-    return Losses(base + sparsity_weight*sparsity, recon, sparsity, z, active,
-                  base + (sparsity_weight*ramp)*sparsity + extra, values)
+    active = z.detach().sign().abs_().flatten(1).sum(0, dtype=torch.float32)  # faster than z != 0
+    total = base + sparsity_weight*sparsity
+    as_reported = isinstance(ramp, float) and ramp == 1 and all(counts for _, counts in weighted)
+    minimised = total if as_reported else base + (sparsity_weight*ramp)*sparsity + extra
+    return Losses(total, recon, sparsity, z, active, minimised, values)
 
-# %% ../nbs/02_training.ipynb #ac6b8be6
+# %% ../nbs/02_training.ipynb #b03c4e18
 class Meter:
     "Sample-weighted means over the batches of a pass."
     def __init__(self): self.names, self.sums, self.active, self.n = (), 0., None, 0
@@ -98,7 +101,8 @@ class Meter:
         parts = torch.stack([*losses[:3], *losses.terms.values()]).detach()
         values, n = parts.double().cpu().numpy(), len(losses.z)
         self.sums, self.n = self.sums + n*values, self.n + n
-        self.active = losses.active if self.active is None else self.active + losses.active
+        active = losses.active.double()  # single precision cannot count beyond 2**24
+        self.active = active if self.active is None else self.active.add_(active)
         return math.isfinite(values[0])
 
     def result(self) -> dict[str, float]:
@@ -128,7 +132,7 @@ def measure(
         for x in batches: meter.add(batch_losses(model, x, penalty, sparsity_weight))
     return meter.result()
 
-# %% ../nbs/02_training.ipynb #7ba03dab
+# %% ../nbs/02_training.ipynb #dd5f5258
 class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite. The model has its last good weights; `history` holds the
     epochs before."""
@@ -169,6 +173,7 @@ def _warn_of_high_rates(model:nn.Module, batches:Batches) -> None:
                       "penalty reads it as a rate in [0, 1]: scale the data to about [0, 1]",
                       stacklevel=4)
 
+# %% ../nbs/02_training.ipynb #fe057140
 OPTIMIZERS = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}
 
 def make_optimizer(
@@ -185,7 +190,7 @@ def make_optimizer(
 
 AUTOCAST = {None: None, 'bfloat16': torch.bfloat16}
 
-# %% ../nbs/02_training.ipynb #f8d8125e
+# %% ../nbs/02_training.ipynb #1eab8b5c
 class Trainer:
     """One training: the model, its data, the state that callbacks read and change, `fit`.
 
@@ -200,15 +205,15 @@ class Trainer:
         patience:int,                     # Epochs without improvement before training stops
         sparsity_weight:float=0.1,        # Weight of the penalty, `>= 0`
         target_sparsity:float=0.05,       # Target rate of `'kl'`, strictly between 0 and 1
-        sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # 'kl', 'l1', 'hoyer', 'none', function
+        sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # 'kl', 'l1', 'hoyer', 'none', `f(z)`
         device:'str|torch.device'='cpu',  # Where to train; the model stays there
         *,
         batch_size:int=256,               # Samples in a batch, at most
         accumulate:int=1,                 # Batches in a step of the optimiser
         steps_per_epoch:'int|None'=None,  # Steps in an epoch; `None`: one pass over `train_data`
-        seed:'int|None'=None,             # Fixes the order, but not a DataLoader's; `None`: torch's own
+        seed:'int|None'=None,             # Of the order, not a DataLoader's; `None`: torch's own
         verbose:int=1,                    # 0: silent. 1: progress bar. 2: a line an epoch as well
-        optimizer:'str|Callable'='adam',  # 'adam', 'adamw', or `f(parameters, lr=...)`, as torch.optim's
+        optimizer:'str|Callable'='adam',  # 'adam', 'adamw', or `f(parameters, lr=...)`
         lr_schedule:str='constant',       # 'constant', 'linear' or 'cosine' decay to 0
         lr_warmup:float=0.,               # Epochs of linear warm-up
         clip_grad_norm:'float|None'=None,  # Largest L2 norm of the gradient; `None`: as it comes
@@ -218,13 +223,12 @@ class Trainer:
         target_l0:'float|None'=None,      # Adjust the weight until this many latents are active
         target_sparsity_level:'float|None'=None,  # Or until this share of activations is below 0.01
         revive:'str|None'='auto',         # Dead latents: 'resample' ('auto'), 'auxiliary', `None`
-        regularizers:Iterable=(),         # Further terms of the loss: `LayerSparsity`, `Contractive`, ...
-        monitor:'str|Callable'='auto',    # What early stopping watches; 'auto': `'loss'`, or, with a
-                                          # target, `'recon_loss'`
+        regularizers:Iterable=(),         # More terms of the loss: `LayerSparsity`, `Contractive`, ...
+        monitor:'str|Callable'='auto',    # For early stopping; 'auto': 'loss', 'recon_loss' (target)
         min_delta:float=0.,               # By how much it must fall to count as improvement
         checkpoint_dir:'str|None'=None,   # Folder for checkpoints; `None`: none
-        checkpoint_epochs:int=1,          # Epochs between them
-        checkpoint_minutes:'float|None'=None,  # Minutes between them, as well
+        checkpoint_epochs:'int|None'=None,     # Epochs between them
+        checkpoint_minutes:'float|None'=None,  # Minutes between them; neither: 1 % of the time
         resume:bool=False,                # Go on from the checkpoint, if there is one
         callbacks:Iterable[Callback]=(),  # Your own
     ):
@@ -238,7 +242,7 @@ class Trainer:
         self._make_callbacks(callbacks)
         if resume and checkpoint_dir is not None: self._resume()
 
-# %% ../nbs/02_training.ipynb #94773eab
+# %% ../nbs/02_training.ipynb #669e5c06
 @patch
 def _check_options(self:Trainer, model:nn.Module) -> None:
     "Raise the error that says what is wrong with the arguments."
@@ -275,7 +279,8 @@ def _make_batches(self:Trainer, train_data:Any, val_data:Any) -> None:
 
 MEASURED = ('train_loss', 'train_recon_loss', 'train_sparsity_loss',
             'val_loss', 'val_recon_loss', 'val_sparsity_loss', 'l0', 'dead_fraction', 'val_l0',
-            'sparsity_weight', 'target_sparsity', 'learning_rate', 'seconds')  # lists of a history, one entry an epoch
+            # lists of a history, one entry an epoch
+            'sparsity_weight', 'target_sparsity', 'learning_rate', 'seconds')
 
 @patch
 def _make_state(self:Trainer) -> None:
@@ -292,6 +297,7 @@ def _make_state(self:Trainer) -> None:
     self.history = {name: [] for name in (*MEASURED, *terms)} | dict(
         epochs_trained=0, best_epoch=None, stopped_by=None)
 
+# %% ../nbs/02_training.ipynb #d668f547
 @patch
 def _make_callbacks(self:Trainer, own:Iterable[Callback]) -> None:
     "The callbacks, in the order in which they are called."
@@ -300,7 +306,8 @@ def _make_callbacks(self:Trainer, own:Iterable[Callback]) -> None:
     if monitor == 'auto': monitor = 'loss' if target == (None, None) else 'recon_loss'
     if warmup is None: warmup = 0.3*self.num_epochs if o['sparsity_type'] == 'hoyer' else 0.
     self.callbacks = [
-        LearningRateSchedule(o['lr_schedule'], o['lr_warmup']),
+        *([] if (o['lr_schedule'], o['lr_warmup']) == ('constant', 0) else
+          [LearningRateSchedule(o['lr_schedule'], o['lr_warmup'])]),
         *([SparsityWarmup(warmup)] if warmup else []),
         *([] if target == (None, None) else [SparsityTarget(*target)]),
         *filter(None, [reviver(o['revive'], self.model)]),
@@ -309,6 +316,16 @@ def _make_callbacks(self:Trainer, own:Iterable[Callback]) -> None:
     if o['checkpoint_dir'] is not None:
         self.callbacks.append(Checkpoint(o['checkpoint_dir'], o['checkpoint_epochs'],
                                          o['checkpoint_minutes'], o['resume']))
+    self.add()
+
+# %% ../nbs/02_training.ipynb #ac56feb4
+@patch
+def add(
+    self:Trainer,
+    *callbacks:Callback,    # To be called after those that are there
+) -> None:
+    "Add callbacks. `TypeError` for anything else."
+    self.callbacks += callbacks
     for callback in self.callbacks:
         missing = [name for name in vars(Callback) if not name.startswith('_') and
                    not callable(getattr(callback, name, None))]
@@ -366,7 +383,7 @@ class Alone:
 
     def close(self) -> None: "No more steps for these trainers."
 
-# %% ../nbs/02_training.ipynb #3183a5ec
+# %% ../nbs/02_training.ipynb #b747000d
 def fit_together(
     trainers:Sequence[Trainer],        # To be trained in lockstep
     computation:Callable=Alone,        # Computes the steps of a list of trainers
@@ -374,19 +391,23 @@ def fit_together(
     "Train until each has stopped. Afterwards the models have their best weights, in eval mode."
     def tell(event, some):
         for t in some: t.event(event)
+    at_work = compute = None
     try:
         tell('before_fit', trainers)
         while running := [t for t in trainers if t.stopped_by is None]:
-            compute = computation(running)
-            try: _epoch(running, compute, tell)
-            finally: compute.close()
+            if running != at_work:  # some have stopped
+                if compute: compute.close()
+                at_work, compute = running, computation(running)
+            _epoch(running, compute, tell)
     except KeyboardInterrupt:
         for t in trainers: t.stopped_by = t.stopped_by or 'interrupt'
     finally:
+        if compute: compute.close()
         for t in trainers: t.history['stopped_by'] = t.stopped_by
         tell('after_fit', trainers)
         for t in trainers: t.model.eval()
 
+# %% ../nbs/02_training.ipynb #c7736471
 def _epoch(trainers:list[Trainer], compute:Any, tell:Callable) -> None:
     "One epoch: steps on the training data, then a pass over the validation data."
     start = time.perf_counter()
@@ -411,6 +432,7 @@ def _epoch(trainers:list[Trainer], compute:Any, tell:Callable) -> None:
         if not t.error: t.finish_epoch(measured, meter.result(), time.perf_counter() - start)
     tell('after_epoch', [t for t in trainers if not t.error])
 
+# %% ../nbs/02_training.ipynb #dfb30ed6
 def _step(trainers:list[Trainer], steps:Sequence, compute:Any, tell:Callable) -> None:
     "One step: the losses of its batches, their gradients, the optimiser."
     for t, batches in zip(trainers, steps): t.batches = batches
@@ -432,11 +454,11 @@ def _step(trainers:list[Trainer], steps:Sequence, compute:Any, tell:Callable) ->
 def _in_parallel(trainers:list[Trainer], side:str) -> Iterator[list]:
     "The steps of all trainers on their data; data that they share are read once."
     sources = {id(getattr(t, side)): getattr(t, side) for t in trainers}
-    for steps in zip(*(source.epoch() for source in sources.values())):
+    for steps in zip(*(source.epoch() for source in sources.values()), strict=True):
         of = dict(zip(sources, steps))
         yield [of[id(getattr(t, side))] for t in trainers]
 
-# %% ../nbs/02_training.ipynb #1fc46c2f
+# %% ../nbs/02_training.ipynb #b0f27bd2
 @patch
 def finish_epoch(self:Trainer, on_train:dict, on_val:dict, seconds:float) -> None:
     "Append what an epoch measured to the history."
@@ -449,7 +471,8 @@ def finish_epoch(self:Trainer, on_train:dict, on_val:dict, seconds:float) -> Non
     for name, value in dict(
             l0=on_train['l0'], dead_fraction=on_train['dead_fraction'], val_l0=on_val['l0'],
             sparsity_weight=self.sparsity_weight*self.ramp, target_sparsity=self.target_sparsity,
-            learning_rate=self.learning_rate, seconds=seconds).items(): self.history[name].append(value)
+            learning_rate=self.learning_rate, seconds=seconds).items():
+        self.history[name].append(value)
     self.epoch += 1
     self.history['epochs_trained'] = self.epoch
     if self.train.exhausted: self.stopped_by = 'data'
@@ -483,8 +506,9 @@ def fit(
     if self.error: raise self.error
     return self.history
 
-# %% ../nbs/02_training.ipynb #5bf4a405
-STATE = ('epoch', 'step', 'sparsity_weight', 'target_sparsity', 'learning_rate', 'ramp', 'stopped_by', 'history')
+# %% ../nbs/02_training.ipynb #aeb0f7d0
+STATE = ('epoch', 'step', 'sparsity_weight', 'target_sparsity', 'learning_rate', 'ramp',
+         'stopped_by', 'history')
 
 @patch
 def _identity(self:Trainer) -> dict:
@@ -510,15 +534,16 @@ def state_dict(self:Trainer) -> dict:
             'generator': self.generator.get_state(), 'random': torch.get_rng_state(),
             'callbacks': [[type(c).__name__, c.state_dict()] for c in self.callbacks]}
 
+# %% ../nbs/02_training.ipynb #ce6cfd21
 @patch
 def load_state_dict(self:Trainer, state:dict) -> None:
     "Go on where `state` was taken. `ValueError` if it is of another kind of run."
     for name, value in self._identity().items():
         if state['identity'].get(name) != value:
-            raise ValueError(f"{name} must be as in the checkpoint, {state['identity'].get(name)!r}, "
-                             f"got {value!r}")
-    own, there = [[name for name, _ in self.state_dict()['callbacks']],
-                  [name for name, _ in state['callbacks']]]
+            there = state['identity'].get(name)
+            raise ValueError(f"{name} must be as in the checkpoint, {there!r}, got {value!r}")
+    own = [type(c).__name__ for c in self.callbacks]
+    there = [name for name, _ in state['callbacks']]
     if own != there: raise ValueError(f"callbacks must be as in the checkpoint, {there}, got {own}")
     for name in STATE: setattr(self, name, state[name])
     self.warming_up = set(state['warming_up'])

@@ -1,0 +1,240 @@
+"""What training costs, as ratios of times measured in turn in one run; writes training.md.
+
+    python benchmarks/training.py            # about four minutes on 2 cores
+    python benchmarks/training.py sweep      # one part only; training.md stays as it is
+"""
+import argparse
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from sparse_ae import SparseAutoencoder, sweep
+from sparse_ae.callbacks import LogFile
+from sparse_ae.training import Trainer, batch_losses
+
+HERE = Path(__file__).resolve().parent
+
+
+def interleaved(functions, rounds):
+    "Median seconds of each function, called in turn; one round to warm up."
+    times = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if number: times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def data(n=3200, features=200, seed=0):
+    return torch.rand(n, features, generator=torch.Generator().manual_seed(seed))
+
+
+def classical(features=200):
+    torch.manual_seed(0)
+    return SparseAutoencoder(features, 50)
+
+
+def trainer(epochs, x=None, val=None, **options):
+    "A function that trains the classical model for so many epochs."
+    x, val = data() if x is None else x, data(256, seed=1) if val is None else val
+    options = dict(verbose=0, seed=0, sparsity_type='l1', revive=None) | options
+    return lambda: Trainer(classical(), x, val, epochs, 1e-3, epochs, **options).fit()
+
+
+def penalties(rounds):
+    "Each penalty over the plain autoencoder, 200 -> 125 -> 50, one step on all 3,200 rows."
+    fits = {name: trainer(10, batch_size=3200, sparsity_type=name, sparsity_warmup=0)
+            for name in ('none', 'l1', 'kl', 'hoyer')}
+    twice = classical()
+
+    def encode_twice():
+        "What it costs to compute the code of the penalty in a pass of its own."
+        optimizer, x = torch.optim.Adam(twice.parameters(), lr=1e-3, fused=True), data()
+        for _ in range(10):
+            loss = F.mse_loss(twice(x), x) + 0.1*twice.encode(x).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            twice.normalize_decoder_weights()
+
+    seconds = interleaved({**fits, 'encoding twice': encode_twice}, rounds)
+    reach = {'l1': '1.10', 'kl': '1.10', 'hoyer': '1.15', 'encoding twice': ''}
+    return [(f'{name} / none, full batch of 3,200', seconds[name] / seconds['none'], reach[name])
+            for name in reach]
+
+
+def textbook(epochs):
+    "The loop of the tutorials: a DataLoader over a TensorDataset, Adam, losses by item()."
+    model, x, val = classical(), data(), data(256, seed=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    train_loader = DataLoader(TensorDataset(x), batch_size=256, shuffle=True)
+    val_loader = DataLoader(TensorDataset(val), batch_size=256)
+    for _ in range(epochs):
+        model.train()
+        sums = np.zeros(3)
+        for x, in train_loader:
+            optimizer.zero_grad()
+            z = model.encode(x)
+            recon, sparsity = F.mse_loss(model.decode(z), x), z.abs().mean()
+            loss = recon + 0.1*sparsity
+            loss.backward()
+            optimizer.step()
+            model.normalize_decoder_weights()
+            sums += [loss.item(), recon.item(), sparsity.item()]
+        model.eval()
+        with torch.no_grad():
+            for x, in val_loader:
+                z = model.encode(x)
+                sums += [F.mse_loss(model.decode(z), x).item(), z.abs().mean().item(), 0]
+
+
+def loops(rounds):
+    "An epoch at batch 256 against the textbook loop on the same model."
+    seconds = interleaved({'textbook': lambda: textbook(10), 'here': trainer(10)}, rounds)
+    return [('textbook DataLoader loop / here, an epoch at batch 256',
+             seconds['textbook'] / seconds['here'], 'at least 1.4')]
+
+
+def bare(epochs, batch_size):
+    "The steps of training and nothing else: no counting, no callbacks, no log, no checkpoint."
+    t = Trainer(classical(), data(), data(256, seed=1), epochs, 1e-3, epochs, sparsity_type='l1',
+                batch_size=batch_size, seed=0, verbose=0, revive=None)
+    for _ in range(epochs):
+        for step in t.train.epoch():
+            t.optimizer.zero_grad(set_to_none=True)
+            z = t.model.encode(step[0])
+            (F.mse_loss(t.model.decode(z), step[0]) + 0.1*t.penalty(z)).backward()
+            t.optimizer.step()
+            t.model.normalize_decoder_weights()
+        with torch.no_grad():
+            for step in t.val.epoch():
+                z = t.model.encode(step[0])
+                F.mse_loss(t.model.decode(z), step[0]) + 0.1*t.penalty(z)
+
+
+def bookkeeping(rounds):
+    "Checkpoints, log, progress bar and the counting of active latents, over the bare steps."
+    rows, sizes = [], {'batch 256': 256, 'full batch of 3,200': 3200}
+    with tempfile.TemporaryDirectory() as folder:
+        def everything(size):
+            stderr, sys.stderr = sys.stderr, io.StringIO()
+            try: trainer(50, batch_size=size, verbose=1, checkpoint_dir=folder,
+                         callbacks=[LogFile(f'{folder}/log.csv')])()
+            finally: sys.stderr = stderr
+            (Path(folder)/'checkpoint.safetensors').unlink()
+        for name, size in sizes.items():
+            seconds = interleaved({'bare': lambda: bare(50, size),
+                                   'all': lambda: everything(size)}, rounds)
+            rows.append((f'all bookkeeping / bare steps, {name}', seconds['all'] / seconds['bare'],
+                         '1.03'))
+    return rows
+
+
+def sweeps(rounds):
+    "Ten members, trained together, over one alone."
+    rows = []
+    for features, size in ((64, 256), (200, 256), (200, 3200)):
+        name = f'{features} -> {(features + 50) // 2} -> 50, batch {size:,}'
+        common = dict(num_epochs=10, learning_rate=1e-3, patience=10, sparsity_type='l1',
+                      batch_size=size, verbose=0, revive=None)
+        weights = np.geomspace(0.01, 1, 10).tolist()
+        x, val = data(3200, features), data(256, features, seed=1)
+        seconds = interleaved(
+            {name: lambda some=some: sweep(lambda: classical(features), x, val,
+                                           dict(sparsity_weight=some), **common)
+             for name, some in (('ten', weights), ('one', [0.1]))}, rounds)
+        ratio = seconds['ten'] / seconds['one']
+        rows.append((f'sweep of ten / one, {name}', ratio, 'at most 4'))
+    return rows
+
+
+MEMORY = '''
+import resource, sys, torch
+from sparse_ae import SparseAutoencoder
+model = SparseAutoencoder(512, 512, hidden_dims=(512,)*23)
+model.gradient_checkpointing = sys.argv[1] == 'True'
+x = torch.rand(8192, 512)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(model(x[:64]) - x[:64]).square().mean().backward()
+start = peak()
+(model(x) - x).square().mean().backward()
+print(peak() - start)
+'''
+
+
+def memory(rounds):
+    "Peak memory of a step above what was there before, 24 layers each way, with checkpointing."
+    def peak(on):
+        out = subprocess.run([sys.executable, '-c', MEMORY, str(on)], capture_output=True,
+                             text=True, check=True)
+        return int(out.stdout)
+    torch.manual_seed(0)
+    models = {on: SparseAutoencoder(512, 512, hidden_dims=(512,)*23, gradient_checkpointing=on)
+              for on in (False, True)}
+    x = torch.rand(1024, 512)
+    seconds = interleaved({on: lambda on=on: (models[on](x) - x).square().mean().backward()
+                           for on in models}, rounds)
+    return [('gradient checkpointing: peak memory of a step, with / without, 24 + 24 layers',
+             peak(True) / peak(False), ''),
+            ('gradient checkpointing: time of a step, with / without', seconds[True]/seconds[False],
+             '')]
+
+
+def memory_map(rounds):
+    "A memory map read in shuffled blocks, its pages not in memory, against rows in memory."
+    with tempfile.TemporaryDirectory() as folder:
+        path, n = f'{folder}/rows.npy', 600_000  # 480 MB: two buffers
+        rows = np.lib.format.open_memmap(path, 'w+', np.float32, (n, 200))
+        for start in range(0, n, 50_000): rows[start:start + 50_000] = data(50_000, seed=start)
+        rows.flush()
+        x = torch.from_numpy(np.array(rows))
+        del rows
+
+        def cold():
+            "Training from the file, after the system has forgotten its pages."
+            with open(path, 'rb') as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            trainer(1, np.load(path, mmap_mode='r'), batch_size=1024)()
+
+        seconds = interleaved({'memory': trainer(1, x, batch_size=1024), 'file': cold},
+                              max(1, rounds // 3))
+    return [('epoch from a memory map of 480 MB, not in memory / from memory',
+             seconds['file'] / seconds['memory'], '')]
+
+
+PARTS = dict(penalties=penalties, loops=loops, bookkeeping=bookkeeping, sweep=sweeps, memory=memory,
+             memory_map=memory_map)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('part', nargs='?', choices=PARTS)
+    parser.add_argument('--rounds', type=int, default=9)
+    args = parser.parse_args()
+    rows = []
+    for name, part in PARTS.items():
+        if args.part in (None, name): rows += part(args.rounds)
+    lines = ['| what | ratio | wanted |', '|---|---|---|',
+             *(f'| {what} | {ratio:.2f} | {wanted} |' for what, ratio, wanted in rows)]
+    print('\n'.join(lines))
+    if args.part is None:
+        intro = (f'Medians of {args.rounds} rounds in turn; {torch.get_num_threads()} threads, '
+                 f'torch {torch.__version__}, {platform.machine()}. Written by '
+                 '`python benchmarks/training.py`.')
+        (HERE/'training.md').write_text('# What training costs\n\n' + intro + '\n\n' +
+                                        '\n'.join(lines) + '\n')
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,250 @@
+"The training engine: killed processes, logs of other tools, compiled code, memory maps, streams."
+import json
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
+
+from sparse_ae import (Callback, Contractive, Isometry, LayerSparsity, SparseAutoencoder,
+                       TiedWeightSparseAutoencoder, Trainer, evaluate_sparse_autoencoder, sweep)
+from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
+from sparse_ae.batches import Batches
+from sparse_ae.callbacks import TensorBoardLog, WandbLog
+from sparse_ae.checkpoints import CHECKPOINT, read_state
+from sparse_ae.live_latents import Resample
+
+RUN = textwrap.dedent('''
+    import json, sys, torch
+    from sparse_ae import *
+    from sparse_ae.callbacks import LogFile
+    folder, options = sys.argv[1], json.loads(sys.argv[2])
+    train, val = train_val_split(digits(), seed=0)
+    if options.pop('loader', False):
+        train = torch.utils.data.DataLoader(train, 100, shuffle=True)
+    torch.manual_seed(0)
+    model = SparseAutoencoder(64, 30, batch_norm=True)
+    history = train_sparse_autoencoder_with_early_stopping(
+        model, train, val, 30, 3e-3, 30, seed=0, verbose=0, checkpoint_dir=folder, resume=True,
+        lr_schedule='cosine', callbacks=[LogFile(folder + '/log.csv')], **options)
+    model.save_pretrained(folder + '/model')
+    history['seconds'] = None
+    print(json.dumps(history))
+''')
+
+
+def run(folder, options):
+    return subprocess.Popen([sys.executable, '-c', RUN, str(folder), json.dumps(options)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    return json.loads(out)
+
+
+def columns(path):
+    "A log without the measured seconds."
+    header, *rows = [line.split(',') for line in path.read_text().splitlines()]
+    keep = [k for k, name in enumerate(header) if name != 'seconds']
+    return [[row[k] for k in keep] for row in (header, *rows)]
+
+
+@pytest.mark.parametrize('options', [
+    dict(sparsity_type='hoyer', sparsity_weight=1.0, checkpoint_minutes=0.0005),
+    dict(sparsity_type='l1', target_l0=8, revive='auxiliary', checkpoint_epochs=2),
+    dict(sparsity_type='kl', loader=True, accumulate=2, checkpoint_minutes=0.0005)])
+def test_killed_at_random_and_resumed_is_the_same_bit_for_bit(tmp_path, options):
+    "SIGKILL to real processes, until one comes through; no moment leaves a broken checkpoint."
+    expected = finish(run(tmp_path/'whole', options))
+    chance, kills, resumed_from = random.Random(str(options)), 0, []
+    for _ in range(40):
+        process = run(tmp_path/'killed', options)
+        path = tmp_path/'killed'/CHECKPOINT
+        before = path.stat().st_mtime_ns if path.exists() else None
+        while process.poll() is None:  # it has begun, and has written something new
+            if path.exists() and path.stat().st_mtime_ns != before: break
+            time.sleep(0.005)
+        if kills < 3 and process.poll() is None:
+            time.sleep(chance.uniform(0, 0.25))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            if process.returncode == -signal.SIGKILL:
+                kills += 1
+                state = read_state(path)
+                resumed_from.append((state['epoch'], state['step']))
+                continue
+        history = finish(process)
+        break
+    assert kills >= 2, 'too fast to be killed'
+    assert len(set(resumed_from)) > 1 and resumed_from == sorted(resumed_from)
+    assert history == expected
+    one, two = [(tmp_path/name/'model'/'model.safetensors').read_bytes()
+                for name in ('whole', 'killed')]
+    assert one == two
+    assert columns(tmp_path/'whole'/'log.csv') == columns(tmp_path/'killed'/'log.csv')
+    if 'checkpoint_minutes' in options:  # some were taken within an epoch
+        assert not list((tmp_path/'killed').glob('.*.tmp')) or kills
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(split, tmp_path):
+    def go(folder, num_epochs, **kwargs):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 20)
+        return model, fit(model, *split, num_epochs, 1e-3, 99, seed=0, verbose=0,
+                          checkpoint_dir=tmp_path/folder, **kwargs)
+    whole, expected = go('whole', 6)
+    go('parts', 3)
+    longer, history = go('parts', 6, resume=True)
+    assert history['val_loss'] == expected['val_loss']
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), longer.parameters()))
+    again, unchanged = go('parts', 6, resume=True)  # nothing left to do
+    assert unchanged == history
+    with pytest.raises(ValueError, match="learning_rate must be as in the checkpoint, 0.001, got"):
+        fit(SparseAutoencoder(64, 20), *split, 6, 1e-2, 99, seed=0, verbose=0, resume=True,
+            checkpoint_dir=tmp_path/'parts')
+    with pytest.raises(ValueError, match='train_data must be as in the checkpoint'):
+        fit(SparseAutoencoder(64, 20), split[0][:99], split[1], 6, 1e-3, 99, seed=0, verbose=0,
+            resume=True, checkpoint_dir=tmp_path/'parts')
+    (tmp_path/'parts'/CHECKPOINT).write_bytes(b'\x80\x04K\x01.')  # a pickle is not read
+    with pytest.raises(ValueError, match='is not a checkpoint of this library'):
+        go('parts', 6, resume=True)
+
+
+def test_tensorboard_reads_what_was_logged(split, tmp_path):
+    history = fit(SparseAutoencoder(64, 20), *split, 3, 1e-3, 3, verbose=0,
+                  callbacks=[TensorBoardLog(tmp_path)])
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    for tag, name in (('loss/val', 'val_loss'), ('loss/train', 'train_loss'), ('l0/train', 'l0')):
+        assert [e.step for e in events.Scalars(tag)] == [1, 2, 3]
+        assert_close([e.value for e in events.Scalars(tag)], history[name], rtol=1e-6, atol=0)
+
+
+def test_weights_and_biases_offline(split, tmp_path, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    log = WandbLog(mode='offline', dir=str(tmp_path), project='test')
+    history = fit(SparseAutoencoder(64, 20), *split, 2, 1e-3, 3, verbose=0, callbacks=[log])
+    assert log.run.config['learning_rate'] == 1e-3 and wandb.run is None
+    written = next(tmp_path.rglob('offline-run-*/*.wandb')).read_bytes()
+    assert repr(history['val_loss'][-1]).encode() in written and b'stopped_by' in written
+
+
+def test_compiled_training_is_the_same_to_rounding(split):
+    histories = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 20)
+        histories.append(fit(model, *split, 3, 1e-3, 3, sparsity_type='hoyer', seed=0, verbose=0,
+                             compile=compiled))
+    assert_close(histories[0]['val_loss'], histories[1]['val_loss'], rtol=1e-4, atol=1e-6)
+
+
+def test_training_from_a_memory_map_in_blocks(split, tmp_path):
+    np.save(tmp_path/'rows.npy', split[0].numpy())
+    rows = np.load(tmp_path/'rows.npy', mmap_mode='r')
+    model = SparseAutoencoder(64, 20)
+    trainer = Trainer(model, rows, split[1], 5, 3e-3, 5, seed=0, verbose=0)
+    trainer.train = Batches('train_data', rows, model, shuffle=True, seed=0, buffer_rows=320)
+    assert len(trainer.train) == len(list(trainer.train.epoch()))
+    history = trainer.fit()
+    assert history['val_loss'][-1] < history['val_loss'][0] and history['epochs_trained'] == 5
+
+
+def test_gradient_checkpointing_and_batch_norm_in_training(split):
+    states = []
+    for saving in (False, True):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 20, hidden_dims=(50, 40, 30), batch_norm=True,
+                                  gradient_checkpointing=saving)
+        fit(model, *split, 2, 1e-3, 3, seed=0, verbose=0,
+            regularizers=[LayerSparsity(2, 'l1', 0.1)])
+        states.append(model.state_dict())
+    for name in states[0]: assert torch.equal(states[0][name], states[1][name]), name
+
+
+def test_second_passes_do_not_count_in_running_statistics(split):
+    seen = []
+    for regularizers in ([], [Contractive(0.), Isometry(0.)]):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 20, batch_norm=True)
+        fit(model, *split, 2, 1e-3, 3, seed=0, verbose=0, regularizers=regularizers)
+        seen.append(model.state_dict())
+    for name in seen[0]: assert torch.equal(seen[0][name], seen[1][name]), name
+
+
+def test_batch_norm_survives_saving(split, tmp_path):
+    for cls in (SparseAutoencoder, TiedWeightSparseAutoencoder):
+        model = cls(64, 20, batch_norm=True)
+        fit(model, *split, 2, 1e-3, 3, verbose=0)
+        model.save_pretrained(tmp_path)
+        again = cls.from_pretrained(tmp_path)
+        assert again.batch_norm and torch.equal(again(split[1]), model(split[1]))
+
+
+def test_a_callback_of_ones_own_can_stop_training_and_must_be_one(split):
+    class Enough(Callback):
+        def after_epoch(self, trainer):
+            if trainer.epoch == 2: trainer.stopped_by = 'enough'
+    history = fit(SparseAutoencoder(64, 20), *split, 9, 1e-3, 9, verbose=0, callbacks=[Enough()])
+    assert (history['epochs_trained'], history['stopped_by']) == (2, 'enough')
+    with pytest.raises(TypeError, match='callbacks must be Callback objects'):
+        fit(SparseAutoencoder(64, 20), *split, 9, 1e-3, 9, verbose=0, callbacks=[print])
+
+
+def test_revival_is_for_our_models_and_says_so(split):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode, self.decode = torch.nn.Linear(64, 5), torch.nn.Linear(5, 64)
+    assert 'revived' not in fit(Own(), *split, 1, 1e-3, 1, verbose=0)
+    with pytest.raises(ValueError, match='revive must be None for a model that is not'):
+        fit(Own(), *split, 1, 1e-3, 1, verbose=0, revive='resample')
+    with pytest.raises(ValueError, match="revive must be 'auto', 'resample', 'auxiliary' or None"):
+        fit(SparseAutoencoder(64, 5), *split, 1, 1e-3, 1, verbose=0, revive='prayer')
+    history = fit(SparseAutoencoder(64, 50), *split, 20, 3e-3, 20, 0.05, sparsity_type='l1',
+                  verbose=0, seed=0, revive=Resample(window=300))
+    assert sum(history['revived']) > 0
+
+
+def test_loaders_in_steps_and_streams_checked(split):
+    x, val = split
+    history = fit(SparseAutoencoder(64, 5), DataLoader(TensorDataset(x), 100), val, 3, 1e-3, 3,
+                  steps_per_epoch=4, verbose=0)
+    assert history['epochs_trained'] == 3
+    bad = iter([x[:50], x[:50] * float('nan')])
+    with pytest.raises(ValueError, match='train_data, batch 1, has 50 of 50 rows with NaN'):
+        fit(SparseAutoencoder(64, 5), bad, val, 3, 1e-3, 3, steps_per_epoch=4, verbose=0)
+
+
+def test_nothing_warns_in_a_default_run(split):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fit(SparseAutoencoder(64, 20), *split, 3, 1e-3, 3, verbose=0, seed=0)
+        sweep(lambda: SparseAutoencoder(64, 20), *split, dict(sparsity_weight=[0.1, 0.2]),
+              num_epochs=2, learning_rate=1e-3, patience=2, verbose=0)
+
+
+def test_first_weights_give_live_codes_for_several_starts(split):
+    "What the notebook shows for one start, for others and another learning rate."
+    everything = torch.cat(split)
+    for sparsity_type, weight, least in (('l1', 0.01, 0.7), ('kl', 0.1, 0.7), ('hoyer', 1.0, 0.5)):
+        for learning_rate in (1e-3, 3e-3):
+            runs = sweep(lambda: SparseAutoencoder(64, 50), *split, dict(seed=[1, 2, 3]),
+                         num_epochs=100, learning_rate=learning_rate, patience=20, verbose=0,
+                         sparsity_type=sparsity_type, sparsity_weight=weight)
+            for run in runs:
+                results = evaluate_sparse_autoencoder(run.model, everything)
+                assert results['dead_fraction'] < 0.2, (sparsity_type, learning_rate)
+                assert results['explained_variance'] >= least, (sparsity_type, learning_rate)
