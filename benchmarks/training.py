@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sparse_ae import SparseAutoencoder, sweep
 from sparse_ae.callbacks import LogFile
-from sparse_ae.training import Trainer, batch_losses
+from sparse_ae.training import Trainer
 
 HERE = Path(__file__).resolve().parent
 

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['PLAIN', 'CHECKPOINT', 'write_state', 'read_state', 'Checkpoint']
 
-# %% ../nbs/13_checkpoints.ipynb #05fd8c76
+# %% ../nbs/13_checkpoints.ipynb #0e041311
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .callbacks import Callback

@@ -6,7 +6,7 @@
 __all__ = ['FLOOR', 'THRESHOLD', 'STEP', 'REVIVERS', 'SparsityWarmup', 'SparsityTarget', 'DeadLatents', 'resample', 'Resample',
            'AuxiliaryLoss', 'reviver']
 
-# %% ../nbs/12_live_latents.ipynb #36d0dc66
+# %% ../nbs/12_live_latents.ipynb #84a6b3c6
 import math
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .callbacks import Callback
 from .checks import (check_choice, check_fraction, check_int, check_not_negative,
-                              check_number, check_positive)
+                              check_positive)
 from .models import (BaseSparseAutoencoder, Encoded, Layer, evaluating, linear_stack,
                               unit_norm)
 
@@ -277,7 +277,7 @@ class AuxiliaryLoss(DeadLatents):
 
     def state_dict(self): return {**super().state_dict(), 'mask': self.mask}
 
-# %% ../nbs/12_live_latents.ipynb #466bab7d
+# %% ../nbs/12_live_latents.ipynb #c2df4641
 REVIVERS = {'resample': Resample, 'auxiliary': AuxiliaryLoss}
 
 def reviver(
@@ -286,9 +286,12 @@ def reviver(
 ) -> 'DeadLatents|None':
     "The callback that keeps latents alive; `ValueError` where it cannot work."
     ours = isinstance(model, BaseSparseAutoencoder)
-    if revive is None or (revive == 'auto' and not ours): return None
+    frozen = any(not p.requires_grad for p in model.parameters())
+    if revive is None or (revive == 'auto' and (frozen or not ours)): return None
     if not ours: raise ValueError("revive must be None for a model that is not one of this "
                                   f"library's, got {revive!r} for {type(model).__name__}")
+    if frozen: raise ValueError("revive must be None for a model with frozen parameters, which it "
+                                f"would change, got {revive!r}")
     if isinstance(revive, DeadLatents): return revive
     return {'auto': Resample, **REVIVERS}[check_choice('revive', revive,
                                                        ('auto', *REVIVERS, None))]()

@@ -7,17 +7,15 @@ __all__ = ['OPTIMIZERS', 'AUTOCAST', 'MEASURED', 'STATE', 'Losses', 'reconstruct
            'TrainingDiverged', 'check_autoencoder', 'make_optimizer', 'Trainer', 'Alone', 'fit_together',
            'train_sparse_autoencoder_with_early_stopping']
 
-# %% ../nbs/02_training.ipynb #6aa618e9
+# %% ../nbs/02_training.ipynb #76e84497
 import inspect
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -30,7 +28,7 @@ from .callbacks import (EVENTS, Callback, ClipGradients, EarlyStopping,
 from .checkpoints import Checkpoint, read_state
 from .checks import (check_bool, check_choice, check_device, check_int, check_not_negative,
                               check_positive)
-from .live_latents import DeadLatents, SparsityTarget, SparsityWarmup, reviver
+from .live_latents import SparsityTarget, SparsityWarmup, reviver
 from .losses import get_penalty, mean_activation
 from .models import Encoded, evaluating
 

@@ -211,6 +211,11 @@ def test_revival_is_for_our_models_and_says_so(split):
     assert 'revived' not in fit(Own(), *split, 1, 1e-3, 1, verbose=0)
     with pytest.raises(ValueError, match='revive must be None for a model that is not'):
         fit(Own(), *split, 1, 1e-3, 1, verbose=0, revive='resample')
+    frozen = SparseAutoencoder(64, 5)
+    frozen.decoder_mat_1.requires_grad_(False)
+    assert 'revived' not in fit(frozen, *split, 1, 1e-3, 1, verbose=0)
+    with pytest.raises(ValueError, match='revive must be None for a model with frozen parameters'):
+        fit(frozen, *split, 1, 1e-3, 1, verbose=0, revive='resample')
     with pytest.raises(ValueError, match="revive must be 'auto', 'resample', 'auxiliary' or None"):
         fit(SparseAutoencoder(64, 5), *split, 1, 1e-3, 1, verbose=0, revive='prayer')
     history = fit(SparseAutoencoder(64, 50), *split, 20, 3e-3, 20, 0.05, sparsity_type='l1',
