@@ -6,12 +6,13 @@
 __all__ = ['FLOOR', 'THRESHOLD', 'STEP', 'REVIVERS', 'SparsityWarmup', 'SparsityTarget', 'DeadLatents', 'resample', 'Resample',
            'AuxiliaryLoss', 'reviver']
 
-# %% ../nbs/12_live_latents.ipynb #84a6b3c6
+# %% ../nbs/12_live_latents.ipynb #9d3e2882
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .callbacks import Callback
@@ -36,7 +37,7 @@ class SparsityWarmup(Callback):
         trainer.ramp = FLOOR ** (1 - done)
         (trainer.warming_up.discard if done == 1 else trainer.warming_up.add)('sparsity_warmup')
 
-# %% ../nbs/12_live_latents.ipynb #933c8a4c
+# %% ../nbs/12_live_latents.ipynb #1a3943f9
 class SparsityTarget(Callback):
     """Adjusts the weight of the penalty, step by step, until the code is as sparse as asked for:
     a given L0, or a given sparsity level."""
@@ -80,30 +81,34 @@ class SparsityTarget(Callback):
         elif self.running is None: self.running = active / n
         else: self.running = self.memory*self.running + (1 - self.memory)*active/n
 
-    def error(self, active:float) -> float:
-        "How far the code is from the target, as a logarithm: above 0 if it is too dense."
-        target = self.l0 if self.level is None else 1 - self.level
-        return math.log(max(active, 1e-12) / target)
-
-    def after_step(self, trainer):
-        step = self.gain * min(1., max(-1., self.error(self.ratio * self.running)))
-        trainer.sparsity_weight *= math.exp(step)
-        if trainer.options['sparsity_type'] == 'kl':
-            rate = trainer.target_sparsity * math.exp(-step)
-            trainer.target_sparsity = min(0.5, max(1e-6, rate))
-
-    def after_epoch(self, trainer):
-        measured, self.on_val, self.n_val = self.on_val / self.n_val, 0., 0
-        if measured and self.running: self.ratio = min(2., max(0.5, measured / self.running))
-        amount = lambda active: active if self.level is None else 1 - active
-        target = self.l0 if self.level is None else self.level
-        near = abs(amount(measured)/target - 1) <= self.tolerance
-        (trainer.warming_up.discard if near else trainer.warming_up.add)('target')
-
     def state_dict(self): return {name: getattr(self, name) for name in
                                   ('running', 'ratio', 'on_val', 'n_val')}
 
     def load_state_dict(self, state): vars(self).update(state)
+
+# %% ../nbs/12_live_latents.ipynb #632cc4e0
+@patch
+def error(self:SparsityTarget, active:float) -> float:
+    "How far the code is from the target, as a logarithm: above 0 if it is too dense."
+    target = self.l0 if self.level is None else 1 - self.level
+    return math.log(max(active, 1e-12) / target)
+
+@patch
+def after_step(self:SparsityTarget, trainer):
+    step = self.gain * min(1., max(-1., self.error(self.ratio * self.running)))
+    trainer.sparsity_weight *= math.exp(step)
+    if trainer.options['sparsity_type'] == 'kl':
+        rate = trainer.target_sparsity * math.exp(-step)
+        trainer.target_sparsity = min(0.5, max(1e-6, rate))
+
+@patch
+def after_epoch(self:SparsityTarget, trainer):
+    measured, self.on_val, self.n_val = self.on_val / self.n_val, 0., 0
+    if measured and self.running: self.ratio = min(2., max(0.5, measured / self.running))
+    amount = lambda active: active if self.level is None else 1 - active
+    target = self.l0 if self.level is None else self.level
+    near = abs(amount(measured)/target - 1) <= self.tolerance
+    (trainer.warming_up.discard if near else trainer.warming_up.add)('target')
 
 # %% ../nbs/12_live_latents.ipynb #69a449ac
 class DeadLatents(Callback):
@@ -223,7 +228,7 @@ def _forget(model:BaseSparseAutoencoder, dead:Tensor, moments:Any) -> None:
             squares = (memory >= 0).all() and alive.any()
             by_latent[dead] = by_latent[alive.to(memory.device)].mean(0) if squares else 0
 
-# %% ../nbs/12_live_latents.ipynb #ff6f6a6c
+# %% ../nbs/12_live_latents.ipynb #21f094d6
 class Resample(DeadLatents):
     "Points each dead latent at an input that is badly reconstructed."
     revived = 0    # in this epoch
@@ -239,7 +244,7 @@ class Resample(DeadLatents):
             self.revived += resample(trainer.model, dead, torch.cat(trainer.batches),
                                      trainer.generator, trainer.moments)
 
-    def after_train(self, trainer):
+    def after_epoch(self, trainer):
         trainer.history['revived'].append(self.revived)
         self.revived = 0
 
