@@ -20,7 +20,7 @@ demo: setup      ## learn edges from photographs, into runs/demo
 	$(BIN)/sparse_ae_demo
 
 test: setup      ## notebooks, then pytest
-	$(BIN)/nbdev_test
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest
 
 lab: setup       ## JupyterLab on the notebooks

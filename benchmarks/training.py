@@ -1,6 +1,6 @@
 """What training costs, as ratios of times measured in turn in one run; writes training.md.
 
-    python benchmarks/training.py            # about four minutes on 2 cores
+    python benchmarks/training.py            # about eight minutes on 2 cores
     python benchmarks/training.py sweep      # one part only; training.md stays as it is
 """
 import argparse
@@ -12,29 +12,37 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from sparse_ae import SparseAutoencoder, sweep
-from sparse_ae.callbacks import LogFile
-from sparse_ae.training import Trainer
+from sparse_ae import SparseAutoencoder, sweep, training
+from sparse_ae.callbacks import EVENTS, LogFile, ProgressBar
+from sparse_ae.checkpoints import Checkpoint
+from sparse_ae.training import Meter, Trainer
 
 HERE = Path(__file__).resolve().parent
 
 
 def interleaved(functions, rounds):
-    "Median seconds of each function, called in turn; one round to warm up."
+    "Seconds of each function in each round, called in turn, every second round backwards."
     times = {name: [] for name in functions}
     for number in range(rounds + 1):
-        for name, function in functions.items():
+        for name, function in list(functions.items())[::-1 if number % 2 else 1]:
             start = time.perf_counter()
             function()
-            if number: times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+            if number: times[name].append(time.perf_counter() - start)  # round 0 warms up
+    return times
+
+
+def ratio(times, one, other):
+    "Median over the rounds of the time of `one` to that of `other` in the same round."
+    return statistics.median(a / b for a, b in zip(times[one], times[other]))
 
 
 def data(n=3200, features=200, seed=0):
@@ -71,7 +79,7 @@ def penalties(rounds):
 
     seconds = interleaved({**fits, 'encoding twice': encode_twice}, rounds)
     reach = {'l1': '1.10', 'kl': '1.10', 'hoyer': '1.15', 'encoding twice': ''}
-    return [(f'{name} / none, full batch of 3,200', seconds[name] / seconds['none'], reach[name])
+    return [(f'{name} / none, full batch of 3,200', ratio(seconds, name, 'none'), reach[name])
             for name in reach]
 
 
@@ -104,7 +112,7 @@ def loops(rounds):
     "An epoch at batch 256 against the textbook loop on the same model."
     seconds = interleaved({'textbook': lambda: textbook(10), 'here': trainer(10)}, rounds)
     return [('textbook DataLoader loop / here, an epoch at batch 256',
-             seconds['textbook'] / seconds['here'], 'at least 1.4')]
+             ratio(seconds, 'textbook', 'here'), 'at least 1.4')]
 
 
 def bare(epochs, batch_size):
@@ -113,7 +121,7 @@ def bare(epochs, batch_size):
                 batch_size=batch_size, seed=0, verbose=0, revive=None)
     for _ in range(epochs):
         for step in t.train.epoch():
-            t.optimizer.zero_grad(set_to_none=True)
+            for p in t.parameters: p.grad = None
             z = t.model.encode(step[0])
             (F.mse_loss(t.model.decode(z), step[0]) + 0.1*t.penalty(z)).backward()
             t.optimizer.step()
@@ -125,27 +133,52 @@ def bare(epochs, batch_size):
 
 
 def bookkeeping(rounds):
-    "Checkpoints, log, progress bar and the counting of active latents, over the bare steps."
-    rows, sizes = [], {'batch 256': 256, 'full batch of 3,200': 3200}
+    """Checkpoints, log, progress bar, losses and L0 for the history: their time within a run over
+    the rest of it, and whole runs over bare steps (which scatters more)."""
+    rows, sizes = [], {'batch 256': (256, 100), 'full batch of 3,200': (3200, 200)}
+    events = [(kind, name) for kind in (Checkpoint, LogFile, ProgressBar)
+              for name in EVENTS if name in vars(kind)]
+    parts = (*events, (Trainer, 'finish_epoch'), (Meter, 'add'), (Meter, 'result'),
+             (training, 'count_active'))
+    spent = 0.
+
+    def timed(function):
+        def around(*args):
+            nonlocal spent
+            start = time.perf_counter()
+            try: return function(*args)
+            finally: spent += time.perf_counter() - start
+        return around
+
     with tempfile.TemporaryDirectory() as folder:
-        def everything(size):
+        def everything(size, epochs):
             stderr, sys.stderr = sys.stderr, io.StringIO()
-            try: trainer(50, batch_size=size, verbose=1, checkpoint_dir=folder,
+            try: trainer(epochs, batch_size=size, verbose=1, checkpoint_dir=folder,
                          callbacks=[LogFile(f'{folder}/log.csv')])()
             finally: sys.stderr = stderr
             (Path(folder)/'checkpoint.safetensors').unlink()
-        for name, size in sizes.items():
-            seconds = interleaved({'bare': lambda: bare(50, size),
-                                   'all': lambda: everything(size)}, rounds)
-            rows.append((f'all bookkeeping / bare steps, {name}', seconds['all'] / seconds['bare'],
-                         '1.03'))
+        for name, (size, epochs) in sizes.items():
+            within, name = [], f'{name}, {epochs} epochs'
+            with ExitStack() as patches:
+                for owner, part in parts:
+                    patches.enter_context(patch.object(owner, part, timed(getattr(owner, part))))
+                for _ in range(rounds):
+                    spent, start = 0., time.perf_counter()
+                    everything(size, epochs)
+                    within.append(spent / (time.perf_counter() - start - spent))
+            rows.append((f'time in bookkeeping / the rest, {name}',
+                         statistics.median(within), 'under 0.03'))
+            seconds = interleaved({'bare': lambda: bare(epochs, size),
+                                   'all': lambda: everything(size, epochs)}, rounds)
+            rows.append((f'all bookkeeping / bare steps, {name}',
+                         ratio(seconds, 'all', 'bare'), 'under 1.03'))
     return rows
 
 
 def sweeps(rounds):
     "Ten members, trained together, over one alone."
     rows = []
-    for features, size in ((64, 256), (200, 256), (200, 3200)):
+    for features, size in ((64, 256), (200, 64), (200, 256), (200, 3200)):
         name = f'{features} -> {(features + 50) // 2} -> 50, batch {size:,}'
         common = dict(num_epochs=10, learning_rate=1e-3, patience=10, sparsity_type='l1',
                       batch_size=size, verbose=0, revive=None)
@@ -155,8 +188,7 @@ def sweeps(rounds):
             {name: lambda some=some: sweep(lambda: classical(features), x, val,
                                            dict(sparsity_weight=some), **common)
              for name, some in (('ten', weights), ('one', [0.1]))}, rounds)
-        ratio = seconds['ten'] / seconds['one']
-        rows.append((f'sweep of ten / one, {name}', ratio, 'at most 4'))
+        rows.append((f'sweep of ten / one, {name}', ratio(seconds, 'ten', 'one'), 'at most 4'))
     return rows
 
 
@@ -188,7 +220,7 @@ def memory(rounds):
                            for on in models}, rounds)
     return [('gradient checkpointing: peak memory of a step, with / without, 24 + 24 layers',
              peak(True) / peak(False), ''),
-            ('gradient checkpointing: time of a step, with / without', seconds[True]/seconds[False],
+            ('gradient checkpointing: time of a step, with / without', ratio(seconds, True, False),
              '')]
 
 
@@ -211,7 +243,7 @@ def memory_map(rounds):
         seconds = interleaved({'memory': trainer(1, x, batch_size=1024), 'file': cold},
                               max(1, rounds // 3))
     return [('epoch from a memory map of 480 MB, not in memory / from memory',
-             seconds['file'] / seconds['memory'], '')]
+             ratio(seconds, 'file', 'memory'), '')]
 
 
 PARTS = dict(penalties=penalties, loops=loops, bookkeeping=bookkeeping, sweep=sweeps, memory=memory,
@@ -227,10 +259,10 @@ def main():
     for name, part in PARTS.items():
         if args.part in (None, name): rows += part(args.rounds)
     lines = ['| what | ratio | wanted |', '|---|---|---|',
-             *(f'| {what} | {ratio:.2f} | {wanted} |' for what, ratio, wanted in rows)]
+             *(f'| {what} | {value:.3f} | {wanted} |' for what, value, wanted in rows)]
     print('\n'.join(lines))
     if args.part is None:
-        intro = (f'Medians of {args.rounds} rounds in turn; {torch.get_num_threads()} threads, '
+        intro = (f'Medians over {args.rounds} rounds of ratios within a round; {torch.get_num_threads()} threads, '
                  f'torch {torch.__version__}, {platform.machine()}. Written by '
                  '`python benchmarks/training.py`.')
         (HERE/'training.md').write_text('# What training costs\n\n' + intro + '\n\n' +

@@ -10,9 +10,10 @@ __all__ = ['EVENTS', 'SCHEDULES', 'Callback', 'EarlyStopping', 'snapshot', 'Lear
 import csv
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class EarlyStopping(Callback):
         if trainer.warming_up: return
         self.waited += 1
         if value < self.best_value:
-            self.best, self.best_value = snapshot(trainer.model), value
+            self.best, self.best_value = snapshot(trainer.model, self.best), value
             trainer.history['best_epoch'] = trainer.epoch - 1
         if value < self.level - self.min_delta: self.level, self.waited = value, 0
         if self.waited >= self.patience: trainer.stopped_by = trainer.stopped_by or 'patience'
@@ -90,9 +91,13 @@ class EarlyStopping(Callback):
 # %% ../nbs/11_callbacks.ipynb #41a74162
 def snapshot(
     model:torch.nn.Module,    # Any module
+    into:'dict[str, Tensor]|None'=None,  # An older copy, to be overwritten; `None`: a new one
 ) -> dict[str, Tensor]:
     "A copy of the model's state."
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    if into is None: return {name: value.clone() for name, value in state.items()}
+    for name, value in state.items(): into[name].copy_(value)
+    return into
 
 # %% ../nbs/11_callbacks.ipynb #e4e0d90f
 SCHEDULES = {'constant': lambda s: 1., 'linear': lambda s: 1 - s,
@@ -164,7 +169,7 @@ class ProgressBar(Callback):
 
 # %% ../nbs/11_callbacks.ipynb #9b0ce3b5
 class LogFile(Callback):
-    "Writes the history into a CSV or JSON-lines file, epoch by epoch."
+    "Writes the history into a CSV or JSON-lines file, a line an epoch, about once a second."
     def __init__(
         self,
         path:'str|Path',    # Ends in `.csv` or `.jsonl`; an older file of that name is replaced
@@ -172,21 +177,31 @@ class LogFile(Callback):
         self.path = Path(path)
         check_choice("the path's ending", self.path.suffix, ('.csv', '.jsonl'))
 
-    def _write(self, file:TextIO, row:dict) -> None:
-        if self.path.suffix == '.jsonl': file.write(json.dumps(row) + '\n')
-        else: csv.writer(file, lineterminator='\n').writerow(row.values())
-
     def before_fit(self, trainer):  # a resumed run brings its history along
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lists = {k: v for k, v in trainer.history.items() if isinstance(v, list)}
-        with open(self.path, 'w', encoding='utf-8') as file:
-            if self.path.suffix == '.csv': self._write(file, {k: k for k in ('epoch', *lists)})
-            for epoch, values in enumerate(zip(*lists.values()), 1):
-                self._write(file, dict(zip(('epoch', *lists), (epoch, *values))))
+        self.columns = [name for name, v in trainer.history.items() if isinstance(v, list)]
+        self.file, self.written = open(self.path, 'w', encoding='utf-8', newline=''), 0
+        self.csv = csv.writer(self.file, lineterminator='\n')
+        if self.path.suffix == '.csv': self.csv.writerow(['epoch', *self.columns])
+        self._write(trainer)
+
+    def _write(self, trainer) -> None:
+        "Write the epochs that are not there yet."
+        rows = list(zip(*(trainer.history[name] for name in self.columns)))
+        for epoch, values in enumerate(rows[self.written:], self.written + 1):
+            if self.path.suffix == '.csv': self.csv.writerow([epoch, *values])
+            else:
+                row = dict(zip(['epoch', *self.columns], [epoch, *values]))
+                self.file.write(json.dumps(row) + '\n')
+        self.file.flush()
+        self.written, self.last = len(rows), time.monotonic()
 
     def after_epoch(self, trainer):
-        with open(self.path, 'a', encoding='utf-8') as file:
-            self._write(file, {'epoch': trainer.epoch, **latest(trainer.history)})
+        if time.monotonic() - self.last >= 1: self._write(trainer)
+
+    def after_fit(self, trainer):
+        self._write(trainer)
+        self.file.close()
 
 # %% ../nbs/11_callbacks.ipynb #c2487e62
 def _optional(module:str, extra:str) -> Any:

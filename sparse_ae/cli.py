@@ -263,10 +263,15 @@ def sparse_ae_train(
     sparsity_type:str='kl',       # Penalty: kl, l1, hoyer or none
     sparsity_weight:float=0.1,    # Weight of the penalty
     target_sparsity:float=0.05,   # Target rate of kl, between 0 and 1
+    target_l0:float=0.,           # Adjust the weight to so many active latents a sample; 0: do not
+    revive:str='auto',            # Dead latents: auto or resample, auxiliary, none
+    batch_norm:bool=False,        # Batch normalisation of every layer but the output
     num_epochs:int=100,           # Epochs at most
     learning_rate:float=1e-3,     # Learning rate of Adam
+    lr_schedule:str='constant',   # Its decay to 0: constant, linear or cosine
     patience:int=10,              # Epochs without improvement before training stops
     batch_size:int=256,           # Samples in a step, at most
+    resume:bool=False,            # Write checkpoints into the folder, and go on from one there
     val_fraction:float=0.2,       # Part of the rows held out, for early stopping and the report
     image_shape:str='',           # 8x8 or 32x32x3, if samples are images; empty: they are not
     device:str='cpu',             # Where to train: cpu, cuda, cuda:1, mps
@@ -283,9 +288,10 @@ def sparse_ae_train(
     model = (TiedWeightSparseAutoencoder if tied else SparseAutoencoder)(
         features, latent_dim or features, device=device,
         hidden_dims=parse_hidden_dims(hidden_dims), activation=activation,
-        decoder_norm=None if decoder_norm == 'none' else decoder_norm)
+        decoder_norm=None if decoder_norm == 'none' else decoder_norm, batch_norm=batch_norm)
     run(out, model, train_data, val_data, val_data, Path(data).name, arguments,
         parse_image_shape(image_shape), num_epochs=num_epochs, learning_rate=learning_rate,
         patience=patience, sparsity_weight=sparsity_weight, target_sparsity=target_sparsity,
-        sparsity_type=sparsity_type, device=device, batch_size=batch_size, seed=seed,
-        verbose=verbose)
+        sparsity_type=sparsity_type, target_l0=target_l0 or None, lr_schedule=lr_schedule,
+        revive=None if revive == 'none' else revive, device=device, batch_size=batch_size,
+        seed=seed, verbose=verbose, checkpoint_dir=out if resume else None, resume=resume)

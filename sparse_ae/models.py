@@ -36,7 +36,7 @@ def unit_norm(
     norm = torch.linalg.vector_norm(W, dim=dim, keepdim=True)
     return W / norm.masked_fill(norm == 0, 1)
 
-DECODER_NORMS = {'row': 1, 'atom': 0, None: None}  # the dimension along which the norm is taken
+DECODER_NORMS = {'row': -1, 'atom': -2, None: None}  # the dimension along which the norm is taken
 
 # %% ../nbs/00_models.ipynb #407bf259
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

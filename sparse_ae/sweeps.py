@@ -25,7 +25,7 @@ from .callbacks import Callback
 from .checks import check_int
 from .eval_viz import _figure, _saved, evaluate_sparse_autoencoder
 from .losses import get_penalty
-from .models import BaseSparseAutoencoder
+from .models import DECODER_NORMS, BaseSparseAutoencoder, unit_norm
 from .training import (AUTOCAST, Alone, Losses, Trainer, batch_losses, fit_together,
                                 make_optimizer)
 
@@ -53,6 +53,7 @@ class Stacked:
         self.order = sorted(range(len(trainers)), key=rate)
         self.models = [trainers[m].model for m in self.order]
         self.member = _Member(copy.deepcopy(self.models[0]), trainers[0].options['sparsity_type'])
+        self.member.model.decoder_norm = None  # stacked decoders have their norm, see `_decoders`
         self.parameters = self._stack([dict(m.named_parameters()) for m in self.models])
         self.buffers = self._stack([dict(m.named_buffers()) for m in self.models])
         for S in self.parameters.values(): S.requires_grad_(S.is_floating_point())
@@ -111,6 +112,15 @@ def _hand_out(self:Stacked, optimizer:Any, leaf:Tensor, part:slice, own:list[Ten
             name: value[k] if isinstance(value, Tensor) and value.shape == leaf.shape else value
             for name, value in optimizer.state[leaf].items()}
 
+# %% ../nbs/14_sweeps.ipynb #796403b6
+@patch
+def _decoders(self:Stacked) -> tuple[Tensor, 'int|None']:
+    "The stacked matrices that are normalised, and along which dimension; `None`: they are not."
+    model = self.models[0]
+    dim = DECODER_NORMS[model.decoder_norm]
+    name = 'encoder_mat_1' if model.tied else f'decoder_mat_{model.depth}'
+    return self.parameters[f'model.{name}'], -3 - dim if model.tied and dim is not None else dim
+
 # %% ../nbs/14_sweeps.ipynb #f89953de
 @patch
 def losses(self:Stacked, batches:Sequence[Tensor]) -> list[Losses]:
@@ -135,6 +145,8 @@ def losses(self:Stacked, batches:Sequence[Tensor]) -> list[Losses]:
 def backward(self:Stacked, losses:list[Losses], share:float) -> None:
     "Add the gradients of all losses, times `share`; each member's parameters get their part."
     (share * self.latest.minimised.sum()).backward()
+    W, dim = self._decoders()
+    if dim is not None: W.grad -= W.detach() * (W.grad * W.detach()).sum(dim, keepdim=True)
     for S, own in zip(self.parameters.values(), zip(*self.own)):
         for p, grad in zip(own, S.grad.unbind(0)): p.grad = grad
 
@@ -155,11 +167,8 @@ def step(self:Stacked) -> None:
     for S in self.parameters.values(): S.grad = None
     for own in self.own:
         for p in own: p.grad = None
-    model = self.models[0]
-    name = 'encoder_mat_1' if model.tied else f'decoder_mat_{model.depth}'
-    W = self.parameters[f'model.{name}']
-    if model.decoder_norm is not None:
-        W.copy_(vmap(lambda W: model._normalize(W.T).T if model.tied else model._normalize(W))(W))
+    W, dim = self._decoders()
+    if dim is not None: W.copy_(unit_norm(W, dim))
 
 @patch
 def close(self:Stacked) -> None:

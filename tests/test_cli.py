@@ -73,6 +73,8 @@ MISTAKES = {
     'good.npy --hidden_dims wide':
         "hidden_dims must be 'half', 'none' or widths such as 64,32, got 'wide'",
     'good.npy --image_shape 2x2': 'image_shape must have 6 entries',
+    'good.npy --target_l0 99': 'target_l0 must be at most 6, the number of latents, got 99',
+    'good.npy --revive always': "revive must be 'auto', 'resample', 'auxiliary' or None, got 'always'",
     'good.npy --latent_dim -3': 'latent_dim must be at least 1, got -3',
     'good.npy --device cuda:99': "device 'cuda:99' does not exist here",
     'nan.npy': 'has 1 of ', 'empty.npy': 'data must not be empty',
@@ -99,6 +101,18 @@ def test_a_mistake_is_one_clear_line(arguments, script, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_longer_run_goes_on_where_the_shorter_ended(script, tmp_path):
+    np.save(tmp_path/'data.npy', np.random.default_rng(0).random((60, 6)))
+    def history(out, *options):
+        done = shell(script('sparse_ae_train'), 'data.npy', '--out', out, '--verbose', 0,
+                     '--batch_norm', '--patience', 99, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path/out/'history.json').read_text())
+    whole = history('whole', '--num_epochs', 5)
+    assert history('parts', '--num_epochs', 2, '--resume')['epochs_trained'] == 2
+    assert history('parts', '--num_epochs', 5, '--resume')['val_loss'] == whole['val_loss']
+
+
 @pytest.mark.parametrize('command', ['sparse_ae_demo', 'sparse_ae_train'])
 def test_help_explains_every_option_with_its_default(command, script, tmp_path):
     done = shell(script(command), '--help', cwd=tmp_path)
@@ -106,7 +120,7 @@ def test_help_explains_every_option_with_its_default(command, script, tmp_path):
     text = ' '.join(done.stdout.split()).partition('options:')[2]
     for option in re.split(r' (?=--[a-z])', text)[1:]:
         if not option.startswith('--help'): assert 'default' in option, option
-    if command == 'sparse_ae_train': assert text.count('--') >= 18
+    if command == 'sparse_ae_train': assert text.count('--') >= 23
 
 
 def test_example_parts(tmp_path, capsys):
@@ -118,5 +132,6 @@ def test_example_parts(tmp_path, capsys):
     assert len(example.compare_penalties(2)) == 3 and len(example.compare_tied(2)) == 2
     assert (list(example.effect_of_sparsity_weight(tmp_path/'new', num_epochs=2))
             == [0, 0.05, 0.1, 0.5, 1.0])
+    assert len(example.ask_for_l0(num_epochs=2)) == 3
     assert ({p.name for p in (tmp_path/'new').iterdir()}
             == {'training_history.png', 'analysis.png', 'sparsity_weight.png'})
