@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DECODER_NORMS', 'DTYPES', 'CODE_ACTIVATIONS', 'unit_norm', 'check_hidden_dims', 'BaseSparseAutoencoder', 'Layer',
-           'linear_stack', 'statistics_kept', 'Encoded', 'evaluating', 'SparseAutoencoder',
+           'affine', 'linear_stack', 'statistics_kept', 'Encoded', 'evaluating', 'SparseAutoencoder',
            'TiedWeightSparseAutoencoder']
 
 # %% ../nbs/00_models.ipynb #091acb53
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
@@ -60,7 +60,7 @@ class BaseSparseAutoencoder(nn.Module):
 
     A subclass says where its matrices come from: `encoder_weights`, `decoder_weights`,
     `_output_weight`."""
-    tied = False
+    tied = norm_is_held = False
     l1_sparsity_loss = staticmethod(l1_sparsity_loss)
     kl_divergence_sparsity_loss = staticmethod(kl_divergence_sparsity_loss)
     hoyer_sparsity_loss = staticmethod(hoyer_sparsity_loss)
@@ -137,11 +137,21 @@ class Layer(NamedTuple):
     bias:Tensor                      # Shape `(fan_out,)`
     norm:'nn.BatchNorm1d|None'=None  # Batch normalisation after it, if any
 
+def affine(
+    x:Tensor,         # Shape `(..., fan_in)`
+    weight:Tensor,    # Shape `(fan_out, fan_in)`; or a stack `(members, fan_out, fan_in)`
+    bias:Tensor,      # Shape `(fan_out,)`; or `(members, fan_out)`, where `x` is a stack, too
+) -> Tensor:          # Shape `(..., fan_out)`
+    "`x W^T + b`, for one layer or for a stack of them."
+    if weight.ndim == 2: return F.linear(x, weight, bias)
+    # this way round the gradient of the weights comes in their layout, and need not be copied
+    return torch.baddbmm(bias[..., None], weight, x.mT).mT
+
 def _walk(x:Tensor, layers:list[Layer], to_the_end:bool, keep_hidden:bool) -> tuple[Tensor, ...]:
     "Output of `layers`, then the activations of hidden ones if they are to be kept."
     hidden = []
     for number, (weight, bias, norm) in enumerate(layers, 1):
-        x = F.linear(x, weight, bias)
+        x = affine(x, weight, bias)
         if norm is not None: x = norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         if to_the_end and number == len(layers): break
         x = F.relu(x)
@@ -268,7 +278,17 @@ def evaluating(
 @patch
 def _normalize(self:BaseSparseAutoencoder, W:Tensor) -> Tensor:
     "`W`, the last decoder layer `(input_dim, fan_in)`, with the norm of this model's geometry."
-    return W if self.decoder_norm is None else unit_norm(W, DECODER_NORMS[self.decoder_norm])
+    if self.decoder_norm is None or self.norm_is_held: return W
+    return unit_norm(W, DECODER_NORMS[self.decoder_norm])
+
+@patch
+def normalized_weight(
+    self:BaseSparseAutoencoder,
+) -> tuple[str, 'int|None']:  # Its name; the dimension along which, `None` if it is free
+    "The parameter that is normalised."
+    dim = DECODER_NORMS[self.decoder_norm]
+    if not self.tied: return f'decoder_mat_{self.depth}', dim
+    return 'encoder_mat_1', None if dim is None else -3 - dim  # it is the decoder's transpose
 
 @patch
 @torch.no_grad()
@@ -276,8 +296,9 @@ def normalize_decoder_weights(self:BaseSparseAutoencoder) -> None:
     """Make the stored decoder equal to the effective one, in place.
 
     The model's function does not change."""
-    W = self._output_weight()
-    W.copy_(self._normalize(W))
+    name, dim = self.normalized_weight()
+    W = self.get_parameter(name)
+    if dim is not None: W.copy_(unit_norm(W, dim))
 
 @patch
 @torch.no_grad()
@@ -289,6 +310,24 @@ def normalize_decoder_weights_row_wise(self:BaseSparseAutoencoder) -> None:
                          "'atom', which normalises columns; use normalize_decoder_weights()")
     W = self._output_weight()
     W.copy_(unit_norm(W, DECODER_NORMS['row']))
+
+# %% ../nbs/00_models.ipynb #6441ea97
+@patch
+def hold_norm(
+    self:BaseSparseAutoencoder,
+) -> Callable[[], None]:       # Ends it
+    """Take the stored decoder, from now on, for one that has its norm, and let its gradient have no
+    radial part: for a caller that normalises after each change."""
+    name, dim = self.normalized_weight()
+    W, hooks, self.norm_is_held = self.get_parameter(name), [], True
+    if dim is not None and W.requires_grad:
+        tangent = lambda g: g - W.detach() * (g * W.detach()).sum(dim, keepdim=True)
+        hooks.append(W.register_hook(tangent))
+
+    def release() -> None:
+        self.norm_is_held = False
+        for hook in hooks: hook.remove()
+    return release
 
 # %% ../nbs/00_models.ipynb #cfeced05
 class SparseAutoencoder(BaseSparseAutoencoder):
@@ -312,13 +351,13 @@ class TiedWeightSparseAutoencoder(BaseSparseAutoencoder):
     tied = True
     normalize_weights_row_wise = BaseSparseAutoencoder.normalize_decoder_weights_row_wise
 
-    def _output_weight(self) -> Tensor: return self.encoder_mat_1.T
+    def _output_weight(self) -> Tensor: return self.encoder_mat_1.mT
 
     def encoder_weights(self) -> list[Tensor]:
         """Effective encoder matrices `(fan_out, fan_in)`; the first one, shared with the last
         decoder layer, is normalised."""
-        return [self._normalize(self._output_weight()).T, *self._layers('encoder_mat')[1:]]
+        return [self._normalize(self._output_weight()).mT, *self._layers('encoder_mat')[1:]]
 
     def decoder_weights(self) -> list[Tensor]:
         "The transposed encoder matrices, from the code to the input."
-        return [W.T for W in reversed(self.encoder_weights())]
+        return [W.mT for W in reversed(self.encoder_weights())]

@@ -16,57 +16,62 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from .callbacks import Callback
 from .checks import check_int
 from .eval_viz import _figure, _saved, evaluate_sparse_autoencoder
 from .losses import get_penalty
-from .models import DECODER_NORMS, BaseSparseAutoencoder, unit_norm
-from .training import (AUTOCAST, Alone, Losses, Trainer, batch_losses, fit_together,
-                                make_optimizer)
+from .models import BaseSparseAutoencoder
+from .training import (AUTOCAST, Alone, Losses, Trainer, combine, fit_together,
+                                make_optimizer, reconstruct)
 
 # %% ../nbs/14_sweeps.ipynb #96d02e31
-class _Member(nn.Module):
-    "The losses of a model, as a module, so that its parameters can be replaced by stacked ones."
-    def __init__(self, model:nn.Module, sparsity_type:Any):
-        super().__init__()
-        self.model, self.sparsity_type = model, sparsity_type
-
-    def forward(self, x:Tensor, sparsity_weight:Tensor, ramp:Tensor, target:Tensor) -> Losses:
-        penalty = get_penalty(self.sparsity_type)
-        if self.sparsity_type == 'kl': penalty = partial(penalty, target_sparsity=target)
-        return batch_losses(self.model, x, penalty, sparsity_weight, ramp)
+class _StackedNorm(nn.BatchNorm1d):
+    "Batch normalisation of stacked layers, of each over its own samples."
+    def forward(self, x:Tensor) -> Tensor:  # `(members * batch, features)`, as it comes and goes
+        members, features = self.weight.shape
+        wide = x.reshape(members, -1, features).transpose(0, 1).flatten(1)
+        state = (self.running_mean, self.running_var, self.weight, self.bias)
+        wide = F.batch_norm(wide, *(t.flatten() for t in state), self.training, self.momentum,
+                            self.eps)
+        if self.training: self.num_batches_tracked += 1
+        return wide.unflatten(1, (members, features)).transpose(0, 1).flatten(0, 1)
 
 class Stacked:
     """The computations of several trainers with models of one shape, as one.
 
-    As long as it is open, the parameters, buffers and moments of the members are views into
-    stacked tensors."""
+    As long as it is open, the parameters, buffers and moments of the members are views into those
+    of one stacked model."""
     def __init__(self, trainers:Sequence[Trainer]):
         self.trainers = trainers
         # members with the same learning rate side by side: they share an optimiser's group
         rate = lambda m: trainers[m].options['learning_rate']
         self.order = sorted(range(len(trainers)), key=rate)
-        self.models = [trainers[m].model for m in self.order]
-        self.member = _Member(copy.deepcopy(self.models[0]), trainers[0].options['sparsity_type'])
-        self.member.model.decoder_norm = None  # stacked decoders have their norm, see `_decoders`
-        self.parameters = self._stack([dict(m.named_parameters()) for m in self.models])
-        self.buffers = self._stack([dict(m.named_buffers()) for m in self.models])
-        for S in self.parameters.values(): S.requires_grad_(S.is_floating_point())
+        self.model = self._stack([trainers[m].model for m in self.order])
+        self.parameters = dict(self.model.named_parameters())
+        self.model.hold_norm()
+        self.watched = any(t.listeners['after_backward'] for t in trainers)
         self._make_optimizer()
 
-    def _stack(self, members:list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        "One tensor a name; each member's own becomes a view into it."
-        stacked = {}
-        for name in members[0]:
-            S = torch.stack([tensors[name].detach() for tensors in members])
-            stacked[f'model.{name}'] = S
-            for tensors, view in zip(members, S.unbind(0)): tensors[name].data = view
-        return stacked
+    def _stack(self, models:list[nn.Module]) -> nn.Module:
+        "A model of which each tensor is those of all `models`, which become views into it."
+        model = copy.deepcopy(models[0])
+        for name, module in models[0].named_children():
+            if isinstance(module, nn.BatchNorm1d):
+                setattr(model, name, _StackedNorm(1, module.eps, module.momentum))
+        for name, own in models[0].state_dict(keep_vars=True).items():
+            members = [m.state_dict(keep_vars=True)[name] for m in models]
+            S = torch.stack([t.detach() for t in members])
+            for t, view in zip(members, S.unbind(0)): t.data = view
+            module, _, leaf = name.rpartition('.')
+            setattr(model.get_submodule(module), leaf,
+                    nn.Parameter(S) if isinstance(own, nn.Parameter) else S)
+        return model
 
 # %% ../nbs/14_sweeps.ipynb #ac91a67b
 ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.NAdam,
@@ -84,8 +89,8 @@ def _make_optimizer(self:Stacked) -> None:
     make = partial(make_optimizer, self.trainers[0].options['optimizer'])
     self.optimizers = [make(leaves, learning_rate=rates[part.start])
                        for leaves, part in zip(self.leaves, self.slices)]
-    names = [name.removeprefix('model.') for name in self.parameters]
-    self.own = [[t.model.get_parameter(name) for name in names] for t in map(self._at, self.order)]
+    self.own = [[t.model.get_parameter(name) for name in self.parameters]
+                for t in map(self._at, self.order)]
     for optimizer, leaves, part in zip(self.optimizers, self.leaves, self.slices):
         for leaf, *own in zip(leaves, *self.own[part]):
             self._take_over(optimizer, leaf, part, own)
@@ -112,41 +117,39 @@ def _hand_out(self:Stacked, optimizer:Any, leaf:Tensor, part:slice, own:list[Ten
             name: value[k] if isinstance(value, Tensor) and value.shape == leaf.shape else value
             for name, value in optimizer.state[leaf].items()}
 
-# %% ../nbs/14_sweeps.ipynb #796403b6
-@patch
-def _decoders(self:Stacked) -> tuple[Tensor, 'int|None']:
-    "The stacked matrices that are normalised, and along which dimension; `None`: they are not."
-    model = self.models[0]
-    dim = DECODER_NORMS[model.decoder_norm]
-    name = 'encoder_mat_1' if model.tied else f'decoder_mat_{model.depth}'
-    return self.parameters[f'model.{name}'], -3 - dim if model.tied and dim is not None else dim
-
 # %% ../nbs/14_sweeps.ipynb #f89953de
 @patch
 def losses(self:Stacked, batches:Sequence[Tensor]) -> list[Losses]:
     "The losses of each trainer on its batch; without gradient, which `backward` has."
     trainers = [self._at(m) for m in self.order]
     batches = [batches[m] for m in self.order]
-    x, shared = batches[0], all(x is batches[0] for x in batches)
-    if not shared: x = torch.stack(batches)
+    shared = all(x is batches[0] for x in batches)
+    x = batches[0].expand(len(batches), *batches[0].shape) if shared else torch.stack(batches)
     numbers = torch.tensor([[t.sparsity_weight, t.ramp, t.target_sparsity] for t in trainers],
                            dtype=x.dtype, device=x.device).T
-    self.member.train(trainers[0].model.training)
-    function = vmap(lambda p, b, x, *n: functional_call(self.member, (p, b), (x, *n)),
-                    in_dims=(0, 0, None if shared else 0, 0, 0, 0))
     dtype = AUTOCAST[trainers[0].options['autocast']]
+    self.model.train(trainers[0].model.training)
     with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
-        self.latest = function(self.parameters, self.buffers, x, *numbers)
+        encoded, x_reconstructed = reconstruct(self.model, x)
+        self.latest = vmap(self._combine)(x, x_reconstructed, encoded.z, *numbers)
     parts = zip(*(part.detach().unbind(0) for part in self.latest[:-1]))
     of = {m: Losses(*part, {}) for m, part in zip(self.order, parts)}
     return [of[m] for m in range(len(trainers))]
 
 @patch
+def _combine(self:Stacked, x:Tensor, x_reconstructed:Tensor, z:Tensor, sparsity_weight:Tensor,
+             ramp:Tensor, target:Tensor) -> Losses:
+    "The losses of one member."
+    kind = self.trainers[0].options['sparsity_type']
+    penalty = get_penalty(kind)
+    if kind == 'kl': penalty = partial(penalty, target_sparsity=target)
+    return combine(x, x_reconstructed, z, penalty, sparsity_weight, ramp)
+
+@patch
 def backward(self:Stacked, losses:list[Losses], share:float) -> None:
-    "Add the gradients of all losses, times `share`; each member's parameters get their part."
+    "Add the gradients of all losses, times `share`; members get their part if one looks at it."
     (share * self.latest.minimised.sum()).backward()
-    W, dim = self._decoders()
-    if dim is not None: W.grad -= W.detach() * (W.grad * W.detach()).sum(dim, keepdim=True)
+    if not self.watched: return
     for S, own in zip(self.parameters.values(), zip(*self.own)):
         for p, grad in zip(own, S.grad.unbind(0)): p.grad = grad
 
@@ -165,10 +168,9 @@ def step(self:Stacked) -> None:
             for leaf, *own in zip(leaves, *self.own[part]):
                 self._hand_out(optimizer, leaf, part, own)
     for S in self.parameters.values(): S.grad = None
-    for own in self.own:
-        for p in own: p.grad = None
-    W, dim = self._decoders()
-    if dim is not None: W.copy_(unit_norm(W, dim))
+    if self.watched:
+        for p in itertools.chain(*self.own): p.grad = None
+    self.model.normalize_decoder_weights()
 
 @patch
 def close(self:Stacked) -> None:
