@@ -5,8 +5,9 @@ from .data import digits, image_patches, train_val_split
 from .eval_viz import (dictionary, evaluate_sparse_autoencoder, plot_dictionary, plot_reconstructions,
                        plot_sparse_autoencoder_analysis, plot_sparse_training_history)
 from . import io  # gives the models save_pretrained and from_pretrained
-from .callbacks import Callback
+from .callbacks import Callback, EarlyStopping, LogFile, TensorBoardLog, WandbLog
 from .geometry import Contractive, Isometry
+from .live_latents import AuxiliaryLoss, Resample
 from .losses import (LayerSparsity, get_penalty, hoyer_sparseness, hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss,
                      mean_activation)
 from .models import SparseAutoencoder, TiedWeightSparseAutoencoder

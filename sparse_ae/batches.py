@@ -7,6 +7,7 @@ __all__ = ['BLOCKS', 'Batches']
 
 # %% ../nbs/10_batches.ipynb #5f85f4dc
 import math
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -58,6 +59,9 @@ class Batches:
 def _take(self:Batches, data:Any, buffer_rows:'int|None') -> None:
     "Become the source of `data`: either `rows` or `loader`."
     name = self.name
+    if hasattr(data, 'to_numpy'):  # iterating a data frame would give the names of its columns
+        raise TypeError(f"{name} must be a tensor, array, memory map, Dataset or iterable of "
+                        f"batches, got {type(data).__name__}; use .to_numpy()")
     if isinstance(data, Dataset):
         if hasattr(data, '__len__') and len(data) == 0:
             raise ValueError(f"{name} must not be empty, got a Dataset without samples")
@@ -194,6 +198,13 @@ def _buffer_lengths(self:Batches) -> list[int]:
     return [min(size, n - start) for start in range(0, n, size)]
 
 @patch
+def fingerprint(self:Batches) -> 'str|None':
+    "Shape of the rows and a checksum of up to 64 of them; `None` for a loader or stream."
+    if self.rows is None: return None
+    some = self.rows[torch.linspace(0, len(self.rows) - 1, min(64, len(self.rows))).long()]
+    return f'{tuple(self.rows.shape)} {zlib.crc32(some.double().cpu().numpy().tobytes()):08x}'
+
+@patch
 def state_dict(self:Batches) -> dict:
     "Where the batches stand."
     return dict(taken=self.taken, in_epoch=self.in_epoch, exhausted=self.exhausted,
@@ -212,6 +223,9 @@ def load_state_dict(self:Batches, state:dict) -> None:
     now = torch.get_rng_state()
     torch.set_rng_state(state['random'])  # a loader without a generator of its own draws from it
     self._begin(state['order'])
-    for _ in range(state['taken']): next(self.current)
+    for number in range(state['taken']):
+        if next(self.current, None) is None:
+            raise ValueError(f"{self.name} must give again the {state['taken']} steps that it gave "
+                             f"before the checkpoint, got {number}")
     self.taken = state['taken']
     torch.set_rng_state(now)

@@ -26,6 +26,9 @@ EVENTS = ('before_fit', 'before_epoch', 'before_step', 'after_loss', 'after_back
 
 class Callback:
     """What to do at the events of training. A subclass defines the events that it cares about."""
+    one_run = taken = False  # does it belong to one training alone? and does it already?
+
+    def check(self, trainer): "Raise the error that says why this trainer cannot have it."
     def before_fit(self, trainer): "Once, before the first epoch of this call of `fit`."
     def before_epoch(self, trainer): "The epoch begins."
     def before_step(self, trainer): "The next step is about to be computed."
@@ -45,6 +48,8 @@ class Callback:
 # %% ../nbs/11_callbacks.ipynb #e14c741c
 class EarlyStopping(Callback):
     "Keeps the weights of the best epoch, and ends training when nothing better comes."
+    one_run = True
+
     def __init__(
         self,
         patience:int,            # Epochs without improvement before training stops
@@ -56,14 +61,21 @@ class EarlyStopping(Callback):
         self.min_delta = check_not_negative('min_delta', min_delta)
         self.best, self.best_value, self.level, self.waited = None, math.inf, math.inf, 0
 
+    def check(self, trainer):
+        if not callable(self.monitor): check_choice('monitor', self.monitor, (
+            'loss', 'recon_loss', 'sparsity_loss', *(term.name for term in trainer.terms), 'l0',
+            'dead_fraction'))
+
     def before_fit(self, trainer):
         if self.best is None: self.best = snapshot(trainer.model)
 
     def value(self, trainer) -> float:
-        "The watched quantity, now."
-        if callable(self.monitor): return float(self.monitor(trainer))
-        return trainer.measured['val'][check_choice('monitor', self.monitor,
-                                                    trainer.measured['val'])]
+        "The watched quantity, now. `ValueError` if it is not a number."
+        value = float(self.monitor(trainer) if callable(self.monitor) else
+                      trainer.measured['val'][self.monitor])
+        if math.isnan(value): raise ValueError("monitor must give a number in every epoch, got nan "
+                                               f"in epoch {trainer.epoch - 1}")
+        return value
 
     def after_epoch(self, trainer):
         value = self.value(trainer)
@@ -113,7 +125,7 @@ class LearningRateSchedule(Callback):
         self.factor = SCHEDULES[check_choice('lr_schedule', schedule, SCHEDULES)]
         self.warmup = check_not_negative('lr_warmup', warmup)
 
-    def before_fit(self, trainer):
+    def check(self, trainer):
         if self.warmup and self.warmup >= trainer.num_epochs:
             raise ValueError("lr_warmup must be less than num_epochs "
                              f"({trainer.num_epochs}), got {self.warmup:g}")
@@ -136,9 +148,9 @@ class ClipGradients(Callback):
 # %% ../nbs/11_callbacks.ipynb #154fe47d
 def latest(
     history:dict,          # Of training
-) -> dict[str, float]:     # The last entry of each list
+) -> dict[str, float]:     # The last entry of each list that has one
     "What the latest epoch measured."
-    return {name: values[-1] for name, values in history.items() if isinstance(values, list)}
+    return {name: v[-1] for name, v in history.items() if isinstance(v, list) and v}
 
 class ProgressBar(Callback):
     """A progress bar with the current losses (`verbose` 1), with a line an epoch as well (2), or
@@ -169,7 +181,11 @@ class ProgressBar(Callback):
 
 # %% ../nbs/11_callbacks.ipynb #9b0ce3b5
 class LogFile(Callback):
-    "Writes the history into a CSV or JSON-lines file, a line an epoch, about once a second."
+    """Writes the history into a CSV or JSON-lines file, a line an epoch, about once a second.
+
+    A list that has not one entry an epoch stays empty there."""
+    one_run = True
+
     def __init__(
         self,
         path:'str|Path',    # Ends in `.csv` or `.jsonl`; an older file of that name is replaced
@@ -187,14 +203,15 @@ class LogFile(Callback):
 
     def _write(self, trainer) -> None:
         "Write the epochs that are not there yet."
-        rows = list(zip(*(trainer.history[name] for name in self.columns)))
-        for epoch, values in enumerate(rows[self.written:], self.written + 1):
-            if self.path.suffix == '.csv': self.csv.writerow([epoch, *values])
+        lists = [trainer.history[name] for name in self.columns]
+        for epoch in range(self.written, trainer.epoch):
+            values = [v[epoch] if len(v) == trainer.epoch else None for v in lists]
+            if self.path.suffix == '.csv': self.csv.writerow([epoch + 1, *values])
             else:
-                row = dict(zip(['epoch', *self.columns], [epoch, *values]))
-                self.file.write(json.dumps(row) + '\n')
+                row = dict(zip(['epoch', *self.columns], [epoch + 1, *values]))
+                self.file.write(json.dumps(row, default=float) + '\n')
         self.file.flush()
-        self.written, self.last = len(rows), time.monotonic()
+        self.written, self.last = trainer.epoch, time.monotonic()
 
     def after_epoch(self, trainer):
         if time.monotonic() - self.last >= 1: self._write(trainer)
@@ -214,6 +231,8 @@ def _optional(module:str, extra:str) -> Any:
 
 class TensorBoardLog(Callback):
     "Writes what each epoch measured for TensorBoard: `tensorboard --logdir folder`."
+    one_run = True
+
     def __init__(
         self,
         folder:'str|Path',    # One folder a run
@@ -234,6 +253,8 @@ class TensorBoardLog(Callback):
 
 class WandbLog(Callback):
     "Sends what each epoch measured to Weights & Biases."
+    one_run = True
+
     def __init__(
         self,
         **init:Any,    # Arguments of `wandb.init`, such as `project`, `name`, `mode='offline'`

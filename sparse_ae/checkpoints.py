@@ -78,6 +78,8 @@ class Checkpoint(Callback):
         resume:bool=False,               # Go on from the checkpoint in `folder`, if there is one?
     ):
         self.path = Path(folder)/CHECKPOINT
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise ValueError(f"checkpoint_dir must be a folder, got the file {str(folder)!r}")
         self.epochs = None if epochs is None else check_int('checkpoint_epochs', epochs)
         self.minutes = None if minutes is None else check_positive('checkpoint_minutes', minutes)
         self.resume = check_bool('resume', resume)

@@ -66,7 +66,8 @@ def check_number(
         except (TypeError, ValueError, RuntimeError): number = None
     if number is None: raise TypeError(f"{name} must be a number {allowed}, got {value!r}")
     if not (math.isfinite(number) and inside(number)):
-        raise ValueError(f"{name} must be {allowed}, got {number:g}")
+        finite = '' if math.isfinite(number) else ' and finite'
+        raise ValueError(f"{name} must be {allowed}{finite}, got {number:g}")
     return number
 
 def check_fraction(name:str, value:Any) -> float:

@@ -23,6 +23,7 @@ import torch
 from fastcore.script import anno_parser
 from torch import Tensor, nn
 
+from .checkpoints import CHECKPOINT
 from .checks import as_rows, check_choice
 from .data import image_patches, train_val_split
 from .eval_viz import (
@@ -280,6 +281,9 @@ def sparse_ae_train(
 ):
     "Train a sparse autoencoder on a matrix, and write model, figures and a report."
     arguments = dict(locals())
+    if not resume and (Path(out)/CHECKPOINT).exists():
+        raise ValueError(f"out must not hold a checkpoint of another run, got {out!r}; --resume goes "
+                         "on from it")
     matrix = load_matrix(data, key)
     if matrix.ndim != 2: raise ValueError(f"data must have shape (n, features), got {matrix.shape}")
     train_data, val_data = train_val_split(matrix, val_fraction, seed)

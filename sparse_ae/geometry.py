@@ -6,7 +6,8 @@
 __all__ = ['jacobians', 'contractive_penalty', 'isometry_penalty', 'mix_codes', 'Contractive', 'Isometry']
 
 # %% ../nbs/09_geometry.ipynb #a016c4cf
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import ClassVar
@@ -166,6 +167,17 @@ def mix_codes(
     return z + delta * (z[partner] - z)
 
 # %% ../nbs/09_geometry.ipynb #a7dcf616
+@contextmanager
+def _second_pass(model:nn.Module, x:Tensor) -> Iterator[None]:
+    """A pass beside that of the data: it does not count in running statistics, is not computed
+    twice (one cannot differentiate twice through that), and keeps the model's precision."""
+    saving = getattr(model, 'gradient_checkpointing', None)
+    if saving: model.gradient_checkpointing = False
+    try:
+        with statistics_kept(model), torch.autocast(x.device.type, enabled=False): yield
+    finally:
+        if saving: model.gradient_checkpointing = True
+
 @dataclass(frozen=True)
 class _Regularizer:
     "A weighted penalty of model, inputs and codes; subclasses say which."
@@ -190,7 +202,7 @@ class Contractive(_Regularizer):
         generator:'torch.Generator|None'=None,  # For the probes; `None`: the global one
     ) -> Tensor:                                # Scalar, not weighted
         "The penalty of this batch."
-        with statistics_kept(model):  # a second pass of the same batch
+        with _second_pass(model, x):
             return contractive_penalty(model.encode, x, self.probes, generator)
 
 # %% ../nbs/09_geometry.ipynb #12ddd7b1
@@ -212,6 +224,6 @@ class Isometry(_Regularizer):
         generator:'torch.Generator|None'=None,  # For codes and probes; `None`: the global one
     ) -> Tensor:                                # Scalar, not weighted
         "The penalty of this batch."
-        mixed = mix_codes(encoded.z.detach(), self.extent, generator)
-        with statistics_kept(model):  # these codes are not of the data
+        with _second_pass(model, x):
+            mixed = mix_codes(encoded.z.detach().to(x.dtype), self.extent, generator)
             return isometry_penalty(model.decode, mixed, self.probes, generator)

@@ -8,6 +8,7 @@ __all__ = ['FLOOR', 'THRESHOLD', 'STEP', 'REVIVERS', 'SparsityWarmup', 'Sparsity
 
 # %% ../nbs/12_live_latents.ipynb #9d3e2882
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ class SparsityWarmup(Callback):
 # %% ../nbs/12_live_latents.ipynb #1a3943f9
 class SparsityTarget(Callback):
     """Adjusts the weight of the penalty, step by step, until the code is as sparse as asked for:
-    a given L0, or a given sparsity level."""
+    a given L0, or a given sparsity level. Warns at the end if it is not."""
+    one_run = True
+
     def __init__(
         self,
         l0:'float|None'=None,       # Active latents per sample
@@ -59,8 +62,9 @@ class SparsityTarget(Callback):
         self.running = None              # active latents per sample on the training data, recently
         self.ratio = 1.                  # of those on the validation data to that
         self.on_val, self.n_val = 0., 0  # sum over the validation pass, and its samples
+        self.reached = None              # what the latest validation pass measured
 
-    def before_fit(self, trainer):
+    def check(self, trainer):
         if trainer.options['sparsity_type'] == 'none':
             raise ValueError("sparsity_type must be a penalty where its weight is to be adjusted, "
                              "got 'none'")
@@ -70,7 +74,8 @@ class SparsityTarget(Callback):
                              f"got {self.l0:g}")
         if not trainer.sparsity_weight:
             raise ValueError("sparsity_weight must be above 0 where it is to be adjusted, got 0")
-        trainer.warming_up.add('target')
+
+    def before_fit(self, trainer): trainer.warming_up.add('target')
 
     def after_loss(self, trainer):
         z, n = trainer.losses.z, len(trainer.losses.z)
@@ -107,12 +112,24 @@ def after_epoch(self:SparsityTarget, trainer):
     if measured and self.running: self.ratio = min(2., max(0.5, measured / self.running))
     amount = lambda active: active if self.level is None else 1 - active
     target = self.l0 if self.level is None else self.level
-    near = abs(amount(measured)/target - 1) <= self.tolerance
+    self.reached = amount(measured)
+    near = abs(self.reached/target - 1) <= self.tolerance
     (trainer.warming_up.discard if near else trainer.warming_up.add)('target')
+
+@patch
+def after_fit(self:SparsityTarget, trainer):
+    if 'target' not in trainer.warming_up or self.reached is None or trainer.error: return
+    name = 'target_sparsity_level' if self.l0 is None else 'target_l0'
+    warnings.warn(f"{name}={self.level or self.l0:g} is not reached after {trainer.epoch} epochs: "
+                  f"the validation data have {self.reached:.3g}. Train for longer, or ask for what "
+                  "this model can do (a sigmoid or identity code is never exactly 0)",
+                  stacklevel=6)
 
 # %% ../nbs/12_live_latents.ipynb #69a449ac
 class DeadLatents(Callback):
     "Counts, over a running window of samples, which latents were active."
+    one_run = True
+
     def __init__(
         self,
         window:'int|None'=None,    # Samples; `None`: an epoch, at least 1,024, at most 131,072

@@ -293,18 +293,16 @@ def sweep(
     """Train a model for each point of the grid, together where it can be done.
 
     Each run is what `torch.manual_seed(seed); make_model()` and training with the point's settings
-    would give, to rounding; `seed` is 0 unless given. Raises `ValueError` or `TypeError` for a
-    bad grid or bad arguments, before the first step."""
-    trainers, points = [], grid_points(grid)
-    for settings in points:
-        for_model, for_training = _split(make_model, settings)
-        options = {'seed': 0, 'verbose': 0, **fixed, **for_training}
-        torch.manual_seed(check_int('seed', options['seed'], 0))
-        trainers.append(Trainer(make_model(**for_model), train_data, val_data, **options))
+    would give, to rounding; `seed` is 0 unless given. With `checkpoint_dir` each has a folder in it,
+    by its number. An interrupt ends the sweep; runs that had not begun have no epochs. Raises
+    `ValueError` or `TypeError` for a bad grid or bad arguments, before the first step."""
+    points = grid_points(grid)
+    trainers = _make_trainers(make_model, train_data, val_data, points, fixed)
     together, reasons = groups(trainers)
     if reasons and verbose: _say(reasons)
     bar = _Bar(trainers, verbose)
     for numbers in together:
+        if any(t.stopped_by == 'interrupt' for t in trainers): break
         some = [trainers[number] for number in numbers]
         for t in some: t.add(bar)
         if len(some) > 1: _share_batches(some)
@@ -313,6 +311,27 @@ def sweep(
     return _results(points, trainers, val_data)
 
 # %% ../nbs/14_sweeps.ipynb #3741fef3
+def _make_trainers(make_model:Callable, train_data:Any, val_data:Any, points:list[dict],
+                   fixed:dict) -> list[Trainer]:
+    "A trainer for each point, or the error that says what is wrong with one."
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError("make_model must be a function that makes a model, got "
+                        f"{type(make_model).__name__}")
+    trainers = []
+    for number, settings in enumerate(points):
+        for_model, for_training = _split(make_model, settings)
+        options = {'seed': 0, 'verbose': 0, **fixed, **for_training}
+        if fixed.get('checkpoint_dir') is not None and 'checkpoint_dir' not in for_training:
+            options['checkpoint_dir'] = Path(fixed['checkpoint_dir'])/str(number)
+        torch.manual_seed(check_int('seed', options['seed'], 0))
+        trainers.append(Trainer(make_model(**for_model), train_data, val_data, **options))
+    if len({id(t.model) for t in trainers}) < len(trainers):
+        raise ValueError("make_model must make a new model at each call, got one twice")
+    if len(trainers) > 1 and trainers[0].train.one_time:
+        raise ValueError("train_data must be there anew for each run, got an iterator, "
+                         f"{type(train_data).__name__}")
+    return trainers
+
 def _say(reasons:dict[int, str]) -> None:
     "Say which runs are trained one after the other, and why."
     for reason in dict.fromkeys(reasons.values()):

@@ -14,13 +14,14 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from sparse_ae import (Callback, Contractive, Isometry, LayerSparsity, SparseAutoencoder,
-                       TiedWeightSparseAutoencoder, Trainer, evaluate_sparse_autoencoder, sweep)
+from sparse_ae import (AuxiliaryLoss, Callback, Contractive, EarlyStopping, Isometry,
+                       LayerSparsity, LogFile, Resample, SparseAutoencoder, TensorBoardLog,
+                       TiedWeightSparseAutoencoder, Trainer, TrainingDiverged, WandbLog,
+                       evaluate_sparse_autoencoder, sweep)
 from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
 from sparse_ae.batches import Batches
-from sparse_ae.callbacks import TensorBoardLog, WandbLog
 from sparse_ae.checkpoints import CHECKPOINT, read_state
-from sparse_ae.live_latents import Resample
+from sparse_ae.live_latents import resample
 
 RUN = textwrap.dedent('''
     import json, sys, torch
@@ -101,6 +102,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(split, tmp_path):
         torch.manual_seed(0)
         model = SparseAutoencoder(64, 20)
         return model, fit(model, *split, num_epochs, 1e-3, 99, seed=0, verbose=0,
+                          regularizers=[Contractive(0.01)],  # draws at each step
                           checkpoint_dir=tmp_path/folder, **kwargs)
     whole, expected = go('whole', 6)
     go('parts', 3)
@@ -253,3 +255,240 @@ def test_first_weights_give_live_codes_for_several_starts(split):
                 results = evaluate_sparse_autoencoder(run.model, everything)
                 assert results['dead_fraction'] < 0.2, (sparsity_type, learning_rate)
                 assert results['explained_variance'] >= least, (sparsity_type, learning_rate)
+
+
+def test_checkpoints_by_default_are_rare_where_they_are_dear(split, tmp_path):
+    epochs = []
+
+    class Dear(Callback):
+        def after_epoch(self, trainer):
+            checkpoint = trainer.callbacks[-1]
+            if checkpoint.path.exists(): epochs.append(read_state(checkpoint.path)['epoch'])
+            if trainer.epoch == 3: checkpoint.cost = 1e6  # seconds
+    fit(SparseAutoencoder(64, 20), *split, 6, 1e-3, 9, verbose=0, checkpoint_dir=tmp_path,
+        callbacks=[Dear()])
+    assert epochs[0] == 1 and epochs[-3:] == [epochs[-3]]*3 and epochs[-1] < 4
+    assert read_state(tmp_path/CHECKPOINT)['epoch'] == 6  # the last state in any case
+
+
+def test_training_starts_from_a_decoder_of_its_norm(split):
+    "How long the stored rows are does not matter to the function, so it must not to training."
+    train, val = (x.double() for x in split)
+    weights = []
+    for factor in (1., 3.):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 20, dtype=torch.float64)
+        model.normalize_decoder_weights()
+        with torch.no_grad(): model.decoder_mat_2 *= factor
+        fit(model, train, val, 2, 1e-3, 3, seed=0, verbose=0)
+        weights.append(model.decoder_mat_2.detach())
+    assert_close(*weights)
+
+
+@pytest.mark.parametrize('sparsity_type', ['l1', 'kl'])
+def test_a_target_holds_on_the_validation_data(split, sparsity_type):
+    "Also where these are of another kind: half as bright, they switch other latents on."
+    train, val = split
+    torch.manual_seed(0)
+    history = fit(SparseAutoencoder(64, 50), train, 0.5*val, 60, 3e-3, 60, seed=0, verbose=0,
+                  sparsity_type=sparsity_type, target_l0=8)
+    assert abs(history['val_l0'][-1]/8 - 1) < 0.1, history['val_l0'][-1]
+
+
+@pytest.mark.parametrize('make', [
+    lambda folder: dict(callbacks=[EarlyStopping(5)]), lambda folder: dict(revive=AuxiliaryLoss()),
+    lambda folder: dict(revive=Resample()),
+    lambda folder: dict(callbacks=[LogFile(folder/'log.csv')])])
+def test_what_remembers_a_run_belongs_to_it_alone(split, tmp_path, make):
+    options = make(tmp_path)
+    common = dict(num_epochs=1, learning_rate=1e-3, patience=1, verbose=0)
+    fit(SparseAutoencoder(64, 5), *split, **common, **options)
+    with pytest.raises(ValueError, match='callbacks must be made anew for each run, got a'):
+        fit(SparseAutoencoder(64, 5), *split, **common, **options)
+    with pytest.raises(ValueError, match='callbacks must be made anew for each run, got a'):
+        sweep(lambda: SparseAutoencoder(64, 5), *split, dict(seed=[0, 1]), **common, **make(tmp_path))
+
+
+def test_a_stream_may_end_where_an_epoch_does(split):
+    x, val = split
+    for batches, epochs in ((10, 2), (11, 3)):
+        history = fit(SparseAutoencoder(64, 5), iter(x[:440].split(40)[:batches]), val, 9, 1e-3, 9,
+                      steps_per_epoch=5, verbose=0)
+        assert (history['stopped_by'], history['epochs_trained']) == ('data', epochs)
+        assert len(history['val_loss']) == epochs
+
+
+def test_batches_of_unequal_size_count_by_their_rows(split):
+    x, val = split
+    losses = []
+    for batches in ([x[:120]], [x[:100], x[100:120]]):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 5)
+        fit(model, batches, val, 1, 0.1, 1, 0.1, sparsity_type='l1', optimizer=torch.optim.SGD,
+            accumulate=len(batches), verbose=0, revive=None)
+        losses.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert_close(*losses, atol=1e-7, rtol=0)
+
+
+def test_validation_is_in_eval_mode(split):
+    model = SparseAutoencoder(64, 20, batch_norm=True)
+    history = fit(model, *split, 3, 1e-3, 3, sparsity_type='none', batch_size=64, verbose=0)
+    error = torch.nn.functional.mse_loss(model(split[1]), split[1]).item()
+    assert abs(error - history['val_loss'][history['best_epoch']]) < 1e-6
+
+
+def test_revived_latents_start_with_the_memory_of_the_living(split):
+    torch.manual_seed(0)
+    trainer = Trainer(SparseAutoencoder(64, 20), *split, 2, 1e-3, 2, verbose=0, seed=0, revive=None)
+    trainer.fit()
+    dead = torch.zeros(20, dtype=torch.bool)
+    dead[:3] = True
+    W = trainer.model.encoder_mat_2
+    first, second = (trainer.optimizer.state[W][name] for name in ('exp_avg', 'exp_avg_sq'))
+    assert first[dead].abs().sum() > 0
+    living = second[~dead].mean(0)
+    assert resample(trainer.model, dead, split[0], moments=trainer.moments) == 3
+    assert first[dead].abs().sum() == 0 and first[~dead].abs().sum() > 0
+    assert_close(second[dead], living.expand(3, -1))
+
+
+def test_no_checkpoint_of_a_step_that_diverged(split, tmp_path):
+    with pytest.raises(TrainingDiverged):
+        fit(SparseAutoencoder(64, 20), *split, 5, 1e30, 5, verbose=0, checkpoint_dir=tmp_path,
+            checkpoint_minutes=1e-9)
+    state = read_state(tmp_path/CHECKPOINT)
+    losses = [value for name, value in state['meter'].items() if name == 'sums']
+    assert all(np.isfinite(losses).flatten())
+
+
+BASE = dict(sparsity_type='l1', regularizers=[Contractive(0.01)], verbose=0, seed=0)
+
+
+@pytest.mark.parametrize('name, model_args, dtype, options', [
+    ('model', dict(activation='sigmoid'), torch.float32, {}),
+    ('model', dict(decoder_norm='atom'), torch.float32, {}), ('model', {}, torch.float64, {}),
+    ('regularizers', {}, torch.float32, dict(regularizers=[Contractive(10.)])),
+    ('optimizer', {}, torch.float32, dict(optimizer=torch.optim.NAdam)),
+    ('sparsity_type', {}, torch.float32, dict(sparsity_type=lambda z: z.mean())),
+    ('learning_rate', {}, torch.float32, dict(learning_rate=np.float32(1e-2))),
+    ('train_data', {}, torch.float32, dict(brighter=True))])
+def test_another_run_is_not_gone_on_with(split, tmp_path, name, model_args, dtype, options):
+    def go(model, learning_rate=np.float32(1e-3), brighter=False, **options):
+        x, val = (rows.to(model.dtype) for rows in split)
+        return fit(model, 1.5*x if brighter else x, val, 4, learning_rate, 9,
+                   checkpoint_dir=tmp_path, resume=True, **{**BASE, **options})
+    fit(SparseAutoencoder(64, 8), *split, 2, np.float32(1e-3), 9, checkpoint_dir=tmp_path, **BASE)
+    with pytest.raises(ValueError, match=f'{name} must be as in the checkpoint'):
+        go(SparseAutoencoder(64, 8, dtype=dtype, **model_args), **options)
+    assert go(SparseAutoencoder(64, 8))['epochs_trained'] == 4
+
+
+def test_patience_and_epochs_may_change_when_a_run_goes_on(split, tmp_path):
+    def go(num_epochs, patience):
+        torch.manual_seed(0)
+        return fit(SparseAutoencoder(64, 8), *split, num_epochs, 3e-3, patience, verbose=0, seed=0,
+                   min_delta=0.5, checkpoint_dir=tmp_path, resume=True)
+    assert (go(50, 3)['stopped_by'], go(50, 3)['epochs_trained']) == ('patience', 4)
+    assert (go(50, 6)['stopped_by'], go(50, 6)['epochs_trained']) == ('patience', 7)
+    shorter = go(5, 9)
+    assert (shorter['stopped_by'], shorter['epochs_trained']) == ('num_epochs', 7)
+
+
+def test_sweep_has_a_checkpoint_for_each_run(split, tmp_path):
+    def go(num_epochs):
+        return sweep(lambda: SparseAutoencoder(64, 8), *split, dict(sparsity_weight=[0.1, 0.2]),
+                     num_epochs=num_epochs, learning_rate=1e-3, patience=9, verbose=0,
+                     checkpoint_dir=tmp_path, resume=True)
+    assert [run.history['epochs_trained'] for run in go(2)] == [2, 2]
+    assert [run.history['epochs_trained'] for run in go(3)] == [3, 3]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['0', '1']
+
+
+def test_an_interrupt_ends_the_whole_sweep(split):
+    class Stop(Callback):
+        def after_epoch(self, trainer): raise KeyboardInterrupt
+    runs = sweep(lambda latent_dim: SparseAutoencoder(64, latent_dim), *split,
+                 dict(latent_dim=[5, 6]), num_epochs=3, learning_rate=1e-3, patience=9, verbose=0,
+                 callbacks=[Stop()])
+    assert [row['epochs_trained'] for row in runs.table] == [1, 0]
+
+
+@pytest.mark.parametrize('activation', ['identity', 'sigmoid'])
+def test_a_target_that_is_not_reached_is_said(split, activation):
+    with pytest.warns(UserWarning, match='target_l0=5 is not reached after 3 epochs: the valid'):
+        fit(SparseAutoencoder(64, 20, activation=activation), *split, 3, 1e-3, 3, verbose=0,
+            sparsity_type='l1', target_l0=5)
+
+
+@pytest.mark.parametrize('term', [Contractive(1e-3), Isometry(1e-3), Contractive(1e-3, None)])
+def test_geometry_goes_with_everything(split, term):
+    "One cannot differentiate twice through gradient checkpointing, nor mix number formats."
+    weights = []
+    for saving in (False, True):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 8, gradient_checkpointing=saving)
+        fit(model, *split, 1, 1e-3, 1, verbose=0, seed=0, regularizers=[term])
+        weights.append(model.encoder_mat_1.detach())
+    assert torch.equal(*weights)
+    if term.probes is not None:
+        history = fit(SparseAutoencoder(64, 8, batch_norm=True), *split, 1, 1e-3, 1, verbose=0,
+                      autocast='bfloat16', regularizers=[term])
+        assert np.isfinite(history['val_loss']).all()
+
+
+class Misnamed(Callback):
+    def on_epoch_end(self, trainer): pass
+
+
+class Pair(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 5)
+
+    def encode(self, x): return self.layer(x), None
+    def decode(self, z): return z
+
+
+@pytest.mark.parametrize('error, message, options', [
+    (ValueError, r"regularizers must have names of their own, got 2 of the name 'layer_1_spars",
+     dict(regularizers=[LayerSparsity(1, 'l1'), LayerSparsity(1, 'hoyer')])),
+    (TypeError, 'regularizers must be a list, got LayerSparsity',
+     dict(regularizers=LayerSparsity(1))),
+    (TypeError, 'callbacks must be a list, got Misnamed', dict(callbacks=Misnamed())),
+    (TypeError, 'callbacks must be Callback objects, got <class', dict(callbacks=[Callback])),
+    (ValueError, 'Misnamed has on_epoch_end, which would never be called',
+     dict(callbacks=[Misnamed()])),
+    (ValueError, 'checkpoint_dir must be given with resume=True', dict(resume=True)),
+    (ValueError, 'checkpoint_dir must be given with checkpoint_epochs=2',
+     dict(checkpoint_epochs=2)),
+    (ValueError, "monitor must be 'loss', .*, got 'accuracy'", dict(monitor='accuracy')),
+    (ValueError, 'monitor must give a number in every epoch', dict(monitor=lambda t: np.nan)),
+    (ValueError, 'sparsity_weight must be 0 or more and finite, got inf',
+     dict(sparsity_weight=np.inf)),
+    (ValueError, 'lr_warmup must be less than num_epochs', dict(lr_warmup=3)),
+    (TypeError, 'optimizer must be a name or make one, .* got an SGD that is made already',
+     dict(optimizer=torch.optim.SGD(SparseAutoencoder(2, 2).parameters()))),
+    (TypeError, 'model.encode must return a tensor, got tuple', dict(model=Pair(), revive=None))])
+def test_what_cannot_be_is_said(split, error, message, options):
+    model = options.get('model', SparseAutoencoder(64, 8))
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(error, match=message):
+        fit(model, *split, 2, 1e-3, 3, verbose=0, **{'sparsity_type': 'l1', **{
+            k: v for k, v in options.items() if k != 'model'}})
+    if not callable(options.get('monitor')):  # before the first step
+        assert all(map(torch.equal, before, (p.detach() for p in model.parameters())))
+
+
+def test_a_shorter_stream_or_a_frame_is_refused(split, tmp_path):
+    x, val = split
+    def go(batches, **options):
+        fit(SparseAutoencoder(64, 5), iter(x.split(40)[:batches]), val, 3, 1e-3, 3, verbose=0,
+            steps_per_epoch=5, seed=0, checkpoint_dir=tmp_path, **options)
+    class Killed(Callback):
+        def after_epoch(self, trainer): raise KeyboardInterrupt
+    go(20, checkpoint_minutes=1e-9, callbacks=[Killed()])
+    with pytest.raises(ValueError, match='train_data must give again the 5 steps .* got 2'):
+        go(2, resume=True, callbacks=[Killed()])
+    pandas = pytest.importorskip('pandas')
+    with pytest.raises(TypeError, match='got DataFrame; use .to_numpy()'):
+        fit(SparseAutoencoder(64, 5), pandas.DataFrame(x.numpy()), val, 1, 1e-3, 1, verbose=0)
