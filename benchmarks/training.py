@@ -1,6 +1,6 @@
 """What training costs, as ratios of times measured in turn in one run; writes training.md.
 
-    python benchmarks/training.py            # about eight minutes on 2 cores
+    python benchmarks/training.py            # about nine minutes on 2 cores
     python benchmarks/training.py sweep      # one part only; training.md stays as it is
 """
 import argparse
