@@ -1,6 +1,6 @@
 """What training costs, as ratios of times measured in turn in one run; writes training.md.
 
-    python benchmarks/training.py            # about nine minutes on 2 cores
+    python benchmarks/training.py            # about six minutes on 2 cores
     python benchmarks/training.py sweep      # one part only; training.md stays as it is
 """
 import argparse
@@ -119,6 +119,7 @@ def bare(epochs, batch_size):
     "The steps of training and nothing else: no counting, no callbacks, no log, no checkpoint."
     t = Trainer(classical(), data(), data(256, seed=1), epochs, 1e-3, epochs, sparsity_type='l1',
                 batch_size=batch_size, seed=0, verbose=0, revive=None)
+    t.model.hold_norm()
     for _ in range(epochs):
         for step in t.train.epoch():
             for p in t.parameters: p.grad = None
@@ -179,8 +180,8 @@ def products(features, size, members):
     "The matrix products of a step of so many stacked models, as a function."
     widths = [(features, (features + 50) // 2), ((features + 50) // 2, 50)]
     shapes = [*widths, *((out, fan_in) for fan_in, out in reversed(widths))]
-    layers = [[torch.rand(members, *shape) for shape in ((size, fan_in), (fan_in, out), (size, out))]
-              for fan_in, out in shapes]
+    layers = [[torch.rand(members, *shape) for shape in
+               ((size, fan_in), (fan_in, out), (size, out))] for fan_in, out in shapes]
 
     def multiply():
         for number, (x, W, grad) in enumerate(layers):
@@ -279,8 +280,8 @@ def main():
              *(f'| {what} | {value:.3f} | {wanted} |' for what, value, wanted in rows)]
     print('\n'.join(lines))
     if args.part is None:
-        intro = (f'Medians over {args.rounds} rounds of ratios within a round; {torch.get_num_threads()} threads, '
-                 f'torch {torch.__version__}, {platform.machine()}. Written by '
+        intro = (f'Medians over {args.rounds} rounds of ratios within a round; '
+                 f'{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}. Written by '
                  '`python benchmarks/training.py`.')
         (HERE/'training.md').write_text('# What training costs\n\n' + intro + '\n\n' +
                                         '\n'.join(lines) + '\n')

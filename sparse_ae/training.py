@@ -119,9 +119,9 @@ class Meter:
         values = [value.item() for value in (*losses[:3], *losses.terms.values())]
         n, sums = len(losses.z), self.sums or [0.]*len(values)
         self.n, self.sums = self.n + n, [s + n*value for s, value in zip(sums, values)]
-        # in double precision: single cannot count beyond 2**24
-        self.active = (losses.active.double() if self.active is None else
-                       self.active.add_(losses.active))
+        # single precision counts up to 2**24
+        active = losses.active if self.n <= 2**24 else losses.active.double()
+        self.active = active if self.active is None else self.active + active
         return math.isfinite(values[0])
 
     def result(self) -> dict[str, float]:

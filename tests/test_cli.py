@@ -74,7 +74,8 @@ MISTAKES = {
         "hidden_dims must be 'half', 'none' or widths such as 64,32, got 'wide'",
     'good.npy --image_shape 2x2': 'image_shape must have 6 entries',
     'good.npy --target_l0 99': 'target_l0 must be at most 6, the number of latents, got 99',
-    'good.npy --revive always': "revive must be 'auto', 'resample', 'auxiliary' or None, got 'always'",
+    'good.npy --revive always':
+        "revive must be 'auto', 'resample', 'auxiliary' or None, got 'always'",
     'good.npy --latent_dim -3': 'latent_dim must be at least 1, got -3',
     'good.npy --device cuda:99': "device 'cuda:99' does not exist here",
     'nan.npy': 'has 1 of ', 'empty.npy': 'data must not be empty',
@@ -111,6 +112,8 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(script, tmp_path):
     whole = history('whole', '--num_epochs', 5)
     assert history('parts', '--num_epochs', 2, '--resume')['epochs_trained'] == 2
     assert history('parts', '--num_epochs', 5, '--resume')['val_loss'] == whole['val_loss']
+    done = shell(script('sparse_ae_train'), 'data.npy', '--out', 'parts', cwd=tmp_path)
+    assert done.returncode and 'out must not hold a checkpoint of another run' in done.stderr
 
 
 @pytest.mark.parametrize('command', ['sparse_ae_demo', 'sparse_ae_train'])

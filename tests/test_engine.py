@@ -306,7 +306,8 @@ def test_what_remembers_a_run_belongs_to_it_alone(split, tmp_path, make):
     with pytest.raises(ValueError, match='callbacks must be made anew for each run, got a'):
         fit(SparseAutoencoder(64, 5), *split, **common, **options)
     with pytest.raises(ValueError, match='callbacks must be made anew for each run, got a'):
-        sweep(lambda: SparseAutoencoder(64, 5), *split, dict(seed=[0, 1]), **common, **make(tmp_path))
+        sweep(lambda: SparseAutoencoder(64, 5), *split, dict(seed=[0, 1]), **common,
+              **make(tmp_path))
 
 
 def test_a_stream_may_end_where_an_epoch_does(split):
@@ -492,3 +493,12 @@ def test_a_shorter_stream_or_a_frame_is_refused(split, tmp_path):
     pandas = pytest.importorskip('pandas')
     with pytest.raises(TypeError, match='got DataFrame; use .to_numpy()'):
         fit(SparseAutoencoder(64, 5), pandas.DataFrame(x.numpy()), val, 1, 1e-3, 1, verbose=0)
+
+
+def test_counts_are_exact_beyond_what_single_precision_holds():
+    from sparse_ae.training import Losses, Meter
+    meter, zero = Meter(), torch.zeros(())
+    for n in (2**24, 2**24, 1):  # all samples active
+        z = torch.zeros(1, 1).expand(n, 1)
+        meter.add(Losses(zero, zero, zero, z, torch.tensor([float(n)]), zero, {}))
+    assert meter.result()['l0'] == 1
