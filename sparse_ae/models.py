@@ -194,7 +194,8 @@ def statistics_kept(
     try: yield
     finally:
         for norm, momentum, n in zip(norms, momenta, seen):
-            norm.momentum, norm.num_batches_tracked = momentum, n
+            norm.momentum = momentum
+            if n is not None: norm.num_batches_tracked.copy_(n)
 
 # %% ../nbs/00_models.ipynb #d4418c18
 @patch

@@ -502,3 +502,22 @@ def test_counts_are_exact_beyond_what_single_precision_holds():
         z = torch.zeros(1, 1).expand(n, 1)
         meter.add(Losses(zero, zero, zero, z, torch.tensor([float(n)]), zero, {}))
     assert meter.result()['l0'] == 1
+
+
+@pytest.mark.parametrize('model_args, options', [
+    (dict(batch_norm=True, gradient_checkpointing=True, hidden_dims=(40, 30, 20)), {}),
+    (dict(batch_norm=True), dict(autocast='bfloat16')), (dict(hidden_dims=()), dict(patience=1))])
+def test_stacked_runs_are_those_alone(split, model_args, options):
+    half = 'autocast' in options
+    dtype, tolerance = (torch.float32, 1e-2) if half else (torch.float64, 1e-8)
+    make_model = lambda: SparseAutoencoder(64, 8, dtype=dtype, **model_args)
+    data = [x.to(dtype) for x in split]
+    common = {**dict(num_epochs=2, learning_rate=1e-3, patience=9, verbose=0, sparsity_type='l1',
+                     seed=0), **options}
+    for run in sweep(make_model, *data, dict(sparsity_weight=[0.1, 0.2]), **common):
+        torch.manual_seed(0)
+        model = make_model()
+        history = fit(model, *data, sparsity_weight=run.settings['sparsity_weight'], **common)
+        assert_close(run.history['val_loss'], history['val_loss'], rtol=tolerance, atol=0)
+        for name, value in model.state_dict().items():
+            assert_close(run.model.state_dict()[name], value, rtol=tolerance, atol=tolerance)
