@@ -262,6 +262,15 @@ def _check_options(self:Trainer, model:nn.Module) -> None:
     check_choice('autocast', o['autocast'], AUTOCAST)
     self.losses_of = (torch.compile(batch_losses) if check_bool('compile', o['compile']) else
                       batch_losses)
+    self._check_lists()
+    if o['checkpoint_dir'] is None:
+        for name in ('resume', 'checkpoint_epochs', 'checkpoint_minutes'):
+            if o[name]: raise ValueError(f"checkpoint_dir must be given with {name}={o[name]!r}")
+
+@patch
+def _check_lists(self:Trainer) -> None:
+    "Raise the error that says what is wrong with regularisers or callbacks."
+    o = self.options
     for name in ('regularizers', 'callbacks'):
         if not isinstance(o[name], Iterable):
             raise TypeError(f"{name} must be a list, got {type(o[name]).__name__}")
@@ -271,15 +280,13 @@ def _check_options(self:Trainer, model:nn.Module) -> None:
         if not callable(term) or not hasattr(term, 'name') or not hasattr(term, 'weight'):
             raise TypeError("regularizers must be callable and have a name and a weight, as "
                             f"LayerSparsity has, got {type(term).__name__}")
-    names = [term.name for term in self.terms]
-    for name in names:
-        if names.count(name) > 1 or name in MEASURED:
-            raise ValueError("regularizers must have names of their own, got "
-                             f"{names.count(name)} of the name {name!r}")
-    if o['checkpoint_dir'] is None:
-        for name in ('resume', 'checkpoint_epochs', 'checkpoint_minutes'):
-            if o[name]: raise ValueError(f"checkpoint_dir must be given with {name}={o[name]!r}")
+    taken = ['loss', 'recon_loss', 'sparsity_loss', 'l0', 'dead_fraction']
+    for term in self.terms:
+        if term.name in taken: raise ValueError("regularizers must have names of their own, got "
+                                                f"{term.name!r}, which is taken")
+        taken.append(term.name)
 
+# %% ../nbs/02_training.ipynb #5474c9eb
 @patch
 def _make_batches(self:Trainer, train_data:Any, val_data:Any) -> None:
     "The data of training and validation."

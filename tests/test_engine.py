@@ -437,6 +437,11 @@ def test_geometry_goes_with_everything(split, term):
         assert np.isfinite(history['val_loss']).all()
 
 
+class Term:
+    name, weight = 'loss', 1.
+    def __call__(self, model, x, encoded, generator): return x.new_zeros(())
+
+
 class Misnamed(Callback):
     def on_epoch_end(self, trainer): pass
 
@@ -451,8 +456,10 @@ class Pair(torch.nn.Module):
 
 
 @pytest.mark.parametrize('error, message, options', [
-    (ValueError, r"regularizers must have names of their own, got 2 of the name 'layer_1_spars",
+    (ValueError, "regularizers must have names of their own, got 'layer_1_sparsity', which is",
      dict(regularizers=[LayerSparsity(1, 'l1'), LayerSparsity(1, 'hoyer')])),
+    (ValueError, "regularizers must have names of their own, got 'loss', which is taken",
+     dict(regularizers=[Term()])),
     (TypeError, 'regularizers must be a list, got LayerSparsity',
      dict(regularizers=LayerSparsity(1))),
     (TypeError, 'callbacks must be a list, got Misnamed', dict(callbacks=Misnamed())),
