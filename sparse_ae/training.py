@@ -54,7 +54,8 @@ def reconstruct(
     model:nn.Module,     # Has `encode` and `decode`
     x:Tensor,            # Inputs, shape `(batch, ...)`
 ) -> tuple[Encoded, Tensor]:  # Code and hidden activations; reconstruction, of the shape of `x`
-    "Code and reconstruction from one encoder pass; `ValueError` if the shapes do not fit."
+    """Code and reconstruction from one encoder pass; `TypeError` for a code that is no tensor,
+    `ValueError` if the shapes do not fit."""
     encoded = (model.encode_layers(x) if hasattr(model, 'encode_layers') else
                Encoded(model.encode(x)))
     if not isinstance(encoded.z, Tensor):
@@ -247,7 +248,7 @@ class Trainer:
         self._make_state()
         self._make_callbacks()
         if hasattr(model, 'normalize_decoder_weights'): model.normalize_decoder_weights()
-        if resume and checkpoint_dir is not None: self._resume()
+        if resume: self._resume()
 
 # %% ../nbs/02_training.ipynb #669e5c06
 @patch
