@@ -102,5 +102,5 @@ class Checkpoint(Callback):
 
     def after_epoch(self, trainer):
         if self.epochs: due = trainer.epoch % self.epochs == 0
-        else: due = not self.minutes and time.monotonic() - self.last >= 400*self.cost
+        else: due = not self.minutes and time.monotonic() - self.last >= max(10., 400*self.cost)
         if due or trainer.stopped_by: self._write(trainer)

@@ -48,7 +48,11 @@ def count_active(
 ) -> Tensor:     # Shape `(..., latent_dim)` in one, single precision
     "In how many samples each latent is active."
     sign = z.detach().sign().flatten(1).float()  # this is faster than z != 0 and a sum
-    return sign.mul_(sign).sum(0)
+    sign.mul_(sign)
+    if sign.numel() < 2**15: return sign.sum(0)  # one core has it all
+    # each core wrote some rows, and sums just these: columns would come from all the cores
+    part = len(sign) // 8
+    return sign[:8*part].unflatten(0, (8, part)).sum(1).sum(0) + sign[8*part:].sum(0)
 
 def reconstruct(
     model:nn.Module,     # Has `encode` and `decode`
@@ -235,7 +239,7 @@ class Trainer:
         min_delta:float=0.,               # By how much it must fall to count as improvement
         checkpoint_dir:'str|None'=None,   # Folder for checkpoints; `None`: none
         checkpoint_epochs:'int|None'=None,     # Epochs between them
-        checkpoint_minutes:'float|None'=None,  # Minutes; neither: 0.25 % of the time
+        checkpoint_minutes:'float|None'=None,  # Minutes; neither: each 10 s or more
         resume:bool=False,                # Go on from the checkpoint, if there is one
         callbacks:Iterable[Callback]=(),  # Your own
     ):
