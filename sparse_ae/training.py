@@ -83,11 +83,11 @@ def batch_losses(
     "The losses of one batch, from one encoder pass."
     encoded, x_reconstructed = reconstruct(model, x)
     values = {term.name: term(model, x, encoded, generator) for term in terms}
-    return combine(x, x_reconstructed, encoded.z, penalty, sparsity_weight, ramp, terms, values)
+    recon = F.mse_loss(x_reconstructed, x)
+    return combine(recon, encoded.z, penalty, sparsity_weight, ramp, terms, values)
 
 def combine(
-    x:Tensor,                             # Inputs, shape `(batch, ...)`
-    x_reconstructed:Tensor,               # Of the same shape
+    recon:Tensor,                         # Mean squared error, scalar
     z:Tensor,                             # Code, shape `(batch, ...)`
     penalty:Callable[[Tensor], Tensor],   # Function of the code
     sparsity_weight:float,                # Weight of the penalty
@@ -95,8 +95,8 @@ def combine(
     terms:Sequence=(),                    # Regularisers
     values:Mapping[str, Tensor]={},       # What they gave, by name
 ) -> Losses:
-    "The losses of a reconstruction, put together."
-    recon, sparsity = F.mse_loss(x_reconstructed, x), penalty(z)
+    "The terms of the loss, put together."
+    sparsity = penalty(z)
     if not isinstance(sparsity, Tensor) or sparsity.ndim:
         got = (f"shape {tuple(sparsity.shape)}" if isinstance(sparsity, Tensor) else
                type(sparsity).__name__)
