@@ -47,7 +47,8 @@ def count_active(
     z:Tensor,    # Code, shape `(batch, ..., latent_dim)`
 ) -> Tensor:     # Shape `(..., latent_dim)` in one, single precision
     "In how many samples each latent is active."
-    sign = z.detach().sign().flatten(1).float()  # this is faster than z != 0 and a sum
+    sign = z.detach().sign()  # this is faster than z != 0 and a sum
+    if z.ndim > 2 or z.dtype != torch.float32: sign = sign.flatten(1).float()
     sign.mul_(sign)
     if sign.numel() < 2**15: return sign.sum(0)  # one core has it all
     # each core wrote some rows, and sums just these: columns would come from all the cores
@@ -120,10 +121,13 @@ class Meter:
         losses:Losses,    # Of one batch
     ) -> bool:            # Is its loss a finite number?
         "Count one batch."
-        self.names = ('loss', 'recon_loss', 'sparsity_loss', *losses.terms)
-        values = [value.item() for value in (*losses[:3], *losses.terms.values())]
-        n, sums = len(losses.z), self.sums or [0.]*len(values)
-        self.n, self.sums = self.n + n, [s + n*value for s, value in zip(sums, values)]
+        values = [losses.total.item(), losses.recon.item(), losses.sparsity.item(),
+                  *(value.item() for value in losses.terms.values())]
+        if not self.sums:
+            self.names = ('loss', 'recon_loss', 'sparsity_loss', *losses.terms)
+            self.sums = [0.]*len(values)
+        n = len(losses.z)
+        self.n, self.sums = self.n + n, [s + n*value for s, value in zip(self.sums, values)]
         # single precision counts up to 2**24
         active = losses.active if self.n <= 2**24 else losses.active.double()
         self.active = active if self.active is None else self.active + active
