@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup demo test lab docs notebooks export readme hooks example bench clean
+.PHONY: help setup demo test test-browser lab docs notebooks export readme hooks example bench \
+	clean
 
 help:            ## what there is
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 setup: $(VENV)/.ready  ## the environment only
 
@@ -22,6 +23,9 @@ demo: setup      ## learn edges from photographs, into runs/demo
 test: setup      ## notebooks, then pytest
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest
+
+test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/browser/screenshots
+	$(BIN)/python -m pytest -rs tests/browser
 
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -50,4 +54,5 @@ bench: setup     ## what training costs, into benchmarks/training.md
 	$(BIN)/python benchmarks/training.py
 
 clean:           ## what can be made again
-	rm -rf $(VENV) _docs _proc runs nbs/runs dist build *.egg-info .pytest_cache .hypothesis
+	rm -rf $(VENV) _docs _proc runs nbs/runs dist build *.egg-info .pytest_cache .hypothesis \
+	  tests/browser/screenshots

@@ -14,3 +14,4 @@ from .losses import (LayerSparsity, get_penalty, hoyer_sparseness, hoyer_sparsit
 from .models import SparseAutoencoder, TiedWeightSparseAutoencoder
 from .sweeps import plot_sweep, sweep
 from .training import Trainer, TrainingDiverged, train_sparse_autoencoder_with_early_stopping
+from .widgets import FeatureExplorer, LossPlayground, TrainingDashboard, compare_runs

@@ -87,6 +87,10 @@ class EarlyStopping(Callback):
         if value < self.level - self.min_delta: self.level, self.waited = value, 0
         if self.waited >= self.patience: trainer.stopped_by = trainer.stopped_by or 'patience'
 
+    def restart(self) -> None:
+        "Forget what was best: from here on another quantity is watched."
+        self.best_value, self.level, self.waited = math.inf, math.inf, 0
+
     def after_fit(self, trainer):
         # Before anything better is known the model keeps what it has learned so far,
         # unless that is broken
@@ -134,8 +138,8 @@ class LearningRateSchedule(Callback):
         after, falling = trainer.progress - self.warmup, trainer.num_epochs - self.warmup
         done = trainer.progress + trainer.step_fraction
         ramp = min(1., done/self.warmup if self.warmup else 1.)
-        rate = trainer.options['learning_rate']
-        trainer.learning_rate = rate * ramp * self.factor(min(1., max(0., after / falling)))
+        part = ramp * self.factor(min(1., max(0., after / falling)))
+        trainer.learning_rate = trainer.peak_rate * part
 
 # %% ../nbs/11_callbacks.ipynb #7c0cff96
 class ClipGradients(Callback):

@@ -29,6 +29,8 @@ from .data import image_patches, train_val_split
 from .eval_viz import (
     check_image_shape, evaluate_sparse_autoencoder, plot_dictionary, plot_reconstructions,
     plot_sparse_autoencoder_analysis, plot_sparse_training_history)
+from .explorer import FeatureExplorer
+from . import explorer_page  # gives the explorer export_html
 from .io import written_whole
 from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
 from .training import TrainingDiverged, train_sparse_autoencoder_with_early_stopping
@@ -127,7 +129,7 @@ def write_run(
     arguments:'dict|None'=None,      # What the run was given, for the report
     image_shape:'Sequence[int]|None'=None,  # If samples are images
 ) -> dict[str, str]:                 # The table of metrics
-    "Write model, history, results, figures and report into `folder`."
+    "Write model, history, results, figures, report and explorer into `folder`."
     folder, codes = Path(folder), results['latent_codes']
     model.save_pretrained(folder)
     _write_json(folder/'history.json', {**history, 'arguments': arguments or {}})
@@ -138,6 +140,8 @@ def write_run(
     plot_sparse_autoencoder_analysis(results, title, folder/'analysis.png')
     plot_dictionary(model, image_shape, codes, save_path=folder/'dictionary.png')
     plot_reconstructions(model, spread(x), image_shape, save_path=folder/'reconstructions.png')
+    FeatureExplorer(model, as_rows('x', x), image_shape=image_shape).export_html(
+        folder/'latents.html', f'{title}: what does each latent mean?')
     metrics = metrics_table(history, results)
     with written_whole(folder/'report.html') as beside:
         beside.write_text(report_html(folder, title, metrics, arguments or {}), encoding='utf-8')
@@ -164,7 +168,7 @@ def run(
     metrics = write_run(folder, model, history, results, test_data, title, arguments, image_shape)
     print(f'\n{title}')
     for name, value in metrics.items(): print(f'  {name:20} {value}')
-    print(f"\nLook at {Path(folder)/'report.html'}; "
+    print(f"\nLook at {Path(folder)/'report.html'} and {Path(folder)/'latents.html'}; "
           f"the model is {Path(folder)/'model.safetensors'}")
     return metrics
 

@@ -323,6 +323,7 @@ def _make_state(self:Trainer) -> None:
     o = self.options
     for name in ('sparsity_weight', 'target_sparsity', 'learning_rate'):
         setattr(self, name, float(o[name]))
+    self.peak_rate = self.learning_rate  # of which a schedule takes a part
     self.optimizer = make_optimizer(o['optimizer'], self.parameters, self.learning_rate)
     self.epoch = self.step = 0
     self.ramp, self.warming_up = 1., set()
@@ -560,8 +561,8 @@ def fit(
     return self.history
 
 # %% ../nbs/02_training.ipynb #aeb0f7d0
-STATE = ('epoch', 'step', 'sparsity_weight', 'target_sparsity', 'learning_rate', 'ramp',
-         'stopped_by', 'history')
+STATE = ('epoch', 'step', 'sparsity_weight', 'target_sparsity', 'learning_rate', 'peak_rate',
+         'ramp', 'stopped_by', 'history')
 
 FREE = ('num_epochs', 'patience', 'verbose', 'device', 'callbacks', 'resume', 'checkpoint_dir',
         'checkpoint_epochs', 'checkpoint_minutes')  # may change when a run goes on

@@ -12,7 +12,7 @@ from sparse_ae.data import digits
 from sparse_ae.models import TiedWeightSparseAutoencoder
 
 FILES = {'model.safetensors', 'config.json', 'history.json', 'results.json', 'training_history.png',
-         'analysis.png', 'dictionary.png', 'reconstructions.png', 'report.html'}
+         'analysis.png', 'dictionary.png', 'reconstructions.png', 'report.html', 'latents.html'}
 # one option in each spelling
 TINY = ['--patches', '2000', '--size', '8', '--latent_dim', '20', '--num-epochs=2']
 
@@ -28,9 +28,11 @@ def test_demo_writes_everything_and_the_same_numbers_again(script, tmp_path):
     for label in ('explained variance', 'L0', 'sparsity level', 'dead latents', 'epochs',
                   'seconds'):
         assert re.search(rf'^  {label} +\S', done.stdout, re.M)
-    assert 'Look at two/report.html' in done.stdout and 'training: 100%' in done.stderr
+    assert 'Look at two/report.html and two/latents.html' in done.stdout
+    assert 'training: 100%' in done.stderr
     assert {p.name for p in (tmp_path/'one').iterdir()} == FILES
-    for name in ('model.safetensors', 'results.json', 'dictionary.png', 'reconstructions.png'):
+    for name in ('model.safetensors', 'results.json', 'dictionary.png', 'reconstructions.png',
+                 'latents.html'):
         assert (tmp_path/'one'/name).read_bytes() == (tmp_path/'two'/name).read_bytes(), name
     histories = [json.loads((tmp_path/run/'history.json').read_text()) for run in ('one', 'two')]
     for history in histories: del history['seconds'], history['arguments']
