@@ -108,7 +108,7 @@ class _Panel:
         style = 'color:#c00' if bad else ''
         self.status.value = f'<span style="{style}">{html.escape(text)}</span>'
 
-# %% ../nbs/16_dashboard.ipynb #a53fd984
+# %% ../nbs/16_dashboard.ipynb #86495323
 class TrainingDashboard(Live, Callback):
     "Shows training while it runs, and lets it be paused, stopped and steered."
     one_run = True
@@ -117,12 +117,13 @@ class TrainingDashboard(Live, Callback):
         self,
         image_shape:'Sequence[int]|None'=None,  # `(height, width[, 3])`; `None`: not images
         every:float=0.25,     # Seconds between pictures, at least
-        share:float=0.03,     # Part of the time that pictures may take
+        share:float=0.04,     # Part of the time that pictures may take
         max_atoms:int=100,    # Atoms shown
     ):
         self.image_shape, self.max_atoms = image_shape, max_atoms
         self.every, self.share = check_positive('every', every), check_positive('share', share)
-        self.panel = self.thread = self.trainer = self.error = None
+        self.panel = self.trainer = self.error = None
+        self.ended = None  # an event, if training runs beside (an interrupted `join` is no news)
         self.points, self.stopping = _Points(), False
         self.pictures = {}  # the latest, as arrays
         self.go, self.due, self.looks, self.spent = threading.Event(), 0., 0, -1/3
@@ -156,7 +157,7 @@ class TrainingDashboard(Live, Callback):
         self.stopping = True
         self.resume()
 
-# %% ../nbs/16_dashboard.ipynb #ac25e8f8
+# %% ../nbs/16_dashboard.ipynb #b910db75
 from fastcore.basics import patch
 
 @patch
@@ -164,7 +165,7 @@ def before_fit(self:TrainingDashboard, trainer):
     self.trainer, o = trainer, trainer.options
     if has_front_end() and not self.handles: self._ipython_display_()
     if not self.panel: return
-    beside = self.thread is not None
+    beside = self.ended is not None
     self.panel.pause.disabled = self.panel.stop.disabled = not beside
     target = self._target()
     free = beside and target is None
@@ -279,7 +280,7 @@ def _status(self:TrainingDashboard) -> str:
                  f"{t.history['dead_fraction'][-1]:.1%} dead")
     return text
 
-# %% ../nbs/16_dashboard.ipynb #188d2b09
+# %% ../nbs/16_dashboard.ipynb #6e7e195e
 RUNNING = []   # dashboards whose training runs beside the notebook
 
 def _place(frame:Any) -> tuple:
@@ -305,14 +306,14 @@ def fit(
     for other in list(RUNNING):
         if other.trainer.model is model or (other.place[0] == cell and other.place[1] != run):
             other.stop()
-            other.thread.join()
+            other.ended.wait()
     options = {'verbose': 0 if has_front_end() else 1, **options}
     callbacks = [*options.pop('callbacks', ()), self]
     self.trainer = Trainer(model, train_data, val_data, *args, callbacks=callbacks, **options)
     if has_front_end(): self._ipython_display_()
-    self.thread = threading.Thread(target=self._train, daemon=True, name='training')
+    self.ended = threading.Event()
     RUNNING.append(self)
-    self.thread.start()
+    threading.Thread(target=self._train, daemon=True, name='training').start()
 
 @patch
 def _train(self:TrainingDashboard) -> None:
@@ -321,17 +322,19 @@ def _train(self:TrainingDashboard) -> None:
     except BaseException as error:  # for `wait`, in whatever thread that is called
         self.error = error
         if self.panel: self.panel.say(f'{type(error).__name__}: {error}', bad=True)
-    finally: RUNNING.remove(self)
+    finally:
+        RUNNING.remove(self)
+        self.ended.set()
 
-# %% ../nbs/16_dashboard.ipynb #2ad27d20
+# %% ../nbs/16_dashboard.ipynb #b28c04e0
 @patch
 def wait(self:TrainingDashboard) -> dict:  # The history
     "Wait until training has ended. Raises what it raised; an interrupt stops it."
-    if self.thread is None: raise RuntimeError("nothing to wait for: call fit first")
-    try: self.thread.join()
+    if self.ended is None: raise RuntimeError("nothing to wait for: call fit first")
+    try: self.ended.wait()
     except KeyboardInterrupt:
         self.stop()
-        self.thread.join()
+        self.ended.wait()
     if self.error: raise self.error
     return self.trainer.history
 
@@ -340,7 +343,7 @@ def __await__(self:TrainingDashboard):
     "`await dashboard` is `dashboard.wait()`, but leaves the kernel free for the buttons."
     async def ended():
         try:
-            while self.thread and self.thread.is_alive(): await asyncio.sleep(0.05)
+            while self.ended and not self.ended.is_set(): await asyncio.sleep(0.05)
         except asyncio.CancelledError:  # so an interrupt comes here
             self.stop()
             raise

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .checks import check_device, check_int
 from .losses import hoyer_sparseness
 from .batches import Batches
-from .models import evaluating
+from .models import BaseSparseAutoencoder, evaluating
 from .training import check_autoencoder, reconstruct
 
 # %% ../nbs/03_eval_viz.ipynb #bed9b7be
@@ -207,6 +207,8 @@ def dictionary(
     if width is None: raise ValueError("codes must be given for a model that has no latent_dim")
     like, parts = next(model.parameters(), torch.empty(0)), []
     latents = torch.arange(width) if latents is None else torch.as_tensor(latents)
+    if isinstance(model, BaseSparseAutoencoder) and model.depth == 1:
+        return model.decoder_weights()[0].detach()[:, latents].T
     with evaluating(model):
         for block in latents.split(512):  # all axes at once would be latent_dim * latent_dim
             axes = F.one_hot(block, width).to(like)

@@ -30,7 +30,7 @@ from .pictures import (Live, array_png, figure_png, has_front_end, image_widget,
                                 stacked_png, tiles)
 from .training import check_autoencoder, reconstruct
 
-# %% ../nbs/18_explorer.ipynb #f9340d40
+# %% ../nbs/18_explorer.ipynb #fa27c6b8
 class LatentView(NamedTuple):
     "What there is to say about a latent."
     latent:int               # Its number
@@ -71,16 +71,16 @@ class FeatureExplorer(Live):
         self.stats, self.panel, self.error = LatentStatistics(width, k), None, None
         self.caption = f'An explorer of {width} latents'
         self.known = {}   # the atoms, once they are asked for
-        self.thread = threading.Thread(target=self._look, daemon=True, name='statistics')
-        self.thread.start()
+        self.ended = threading.Event()
+        threading.Thread(target=self._look, daemon=True, name='statistics').start()
 
     def wait(self) -> 'FeatureExplorer':
         "Wait until all data have been looked at. Raises what went wrong there."
-        self.thread.join()
+        self.ended.wait()
         if self.error: raise self.error
         return self
 
-# %% ../nbs/18_explorer.ipynb #82241391
+# %% ../nbs/18_explorer.ipynb #4496ed5d
 @patch
 def _take_tokens(self:FeatureExplorer, tokens:Sequence[Sequence[str]]) -> None:
     "One row for each token."
@@ -103,8 +103,10 @@ def _look(self:FeatureExplorer) -> None:
                 if self.panel: self.panel.progress.value = done
             latent_statistics(self.model, self.data, into=self.stats, watch=watch)
     except BaseException as error: self.error = error  # for `wait`
-    if self.panel: self._refresh()
-    if self.handles: self.leave_picture()
+    try:
+        if self.panel: self._refresh()
+        if self.handles: self.leave_picture()
+    finally: self.ended.set()
 
 @patch
 def atoms(self:FeatureExplorer) -> Tensor:  # Shape `(latent_dim, input_dim)`
@@ -407,7 +409,7 @@ class _Panel:
                          + ('outline: 3px solid #e69600;' if j == chosen else '') + '}')
         self.style.value = f'<style>{" ".join(rules)}</style>'
 
-# %% ../nbs/18_explorer.ipynb #ae80d6be
+# %% ../nbs/18_explorer.ipynb #1e00b212
 @patch(as_prop=True)
 def widget(self:FeatureExplorer) -> Any:
     "The `ipywidgets.VBox`."
@@ -439,7 +441,7 @@ def choose(
 @patch
 def _refresh(self:FeatureExplorer) -> None:
     "Show everything anew, with the statistics of now."
-    if not self.thread.is_alive() or self.stats.n == len(self.data):
+    if self.error or self.stats.n == len(self.data):
         self.panel.progress.layout.display = 'none'
     if not self.panel.latent.value and self.stats.n:
         self.panel.latent.value = int(self.order()[0])
@@ -457,7 +459,7 @@ def _turn(self:FeatureExplorer, first:int) -> None:
                      if len(order) else 'none is found')
     p.show_atoms(self.shown.tolist(), self.atom_pictures(self.shown), p.latent.value)
 
-# %% ../nbs/18_explorer.ipynb #99e67c32
+# %% ../nbs/18_explorer.ipynb #3f7fd406
 @patch
 def _searched(self:FeatureExplorer, change:dict) -> None:
     text = change['new'].strip()
@@ -497,5 +499,5 @@ def picture(self:FeatureExplorer) -> bytes:  # A PNG file
 
 @patch
 def _ipython_display_(self:FeatureExplorer) -> None:
-    self.thread.join(2)  # most data are known by then
+    self.ended.wait(2)  # most data are known by then
     Live._ipython_display_(self)

@@ -50,7 +50,7 @@ class LatentStatistics:
         "Mean size of the activations; 0 for a dead latent."
         return self.sum / self.count.clamp(min=1)
 
-# %% ../nbs/17_latent_statistics.ipynb #b78cfd7a
+# %% ../nbs/17_latent_statistics.ipynb #5b7681a1
 from fastcore.basics import patch
 
 @patch
@@ -64,29 +64,32 @@ def add(
     if self.edges is None:  # the largest bin is eight times what the first block has
         largest = z.max().item() or 1.
         self.edges = largest * 2.**(3 - torch.arange(BINS, -1, -1)/2)
+    row, latent = z.nonzero(as_tuple=True)
+    values = z[row, latent]
     self.n += len(z)
-    self.count += (z != 0).sum(0)
-    self.sum += z.sum(0)
+    self.count += torch.bincount(latent, minlength=self.latent_dim)
+    self.sum += torch.bincount(latent, values.double(), minlength=self.latent_dim)
     self._keep_largest(z, samples)
-    self._keep_examples(z, samples)
+    self._keep_examples(values, latent, samples[row])
 
 @patch
 def _keep_largest(self:LatentStatistics, z:Tensor, samples:Tensor) -> None:
-    values, at = z.T.topk(min(self.k, len(z)))
+    new = (z.amax(0) > self.top_values[:, -1]).nonzero().flatten()  # few, after some blocks
+    values, at = z[:, new].T.topk(min(self.k, len(z)))
     at = torch.where(values > 0, samples[at], -1)
-    values, at = torch.cat([self.top_values, values], 1), torch.cat([self.top_samples, at], 1)
-    self.top_values, order = values.topk(self.k)
-    self.top_samples = at.gather(1, order)
+    values = torch.cat([self.top_values[new], values], 1)
+    at = torch.cat([self.top_samples[new], at], 1)
+    self.top_values[new], order = values.topk(self.k)
+    self.top_samples[new] = at.gather(1, order)
 
 @patch
-def _keep_examples(self:LatentStatistics, z:Tensor, samples:Tensor) -> None:
-    row, latent = z.nonzero(as_tuple=True)
-    places = torch.bucketize(z[row, latent], self.edges[1:-1]) + BINS*latent
+def _keep_examples(self:LatentStatistics, values:Tensor, latent:Tensor, samples:Tensor) -> None:
+    "Activations that are not zero, `(m,)`, and of which latent and sample they are."
+    places = torch.bucketize(values, self.edges[1:-1]) + BINS*latent
     new = torch.bincount(places, minlength=self.histogram.numel())
     self.histogram += new.view_as(self.histogram)
     order = torch.randperm(len(places), generator=self.generator)
-    drawn = torch.full((self.histogram.numel(),), -1).scatter_(0, places[order],
-                                                               samples[row[order]])
+    drawn = torch.full((self.histogram.numel(),), -1).scatter_(0, places[order], samples[order])
     chance = new / self.histogram.flatten().clamp(min=1)
     taken = (torch.rand(len(chance), generator=self.generator) < chance).view_as(self.example)
     self.example = torch.where(taken, drawn.view_as(self.example), self.example)

@@ -1,0 +1,62 @@
+"The widgets where there is no notebook, and kernels that are restarted or interrupted."
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+SCRIPT = '''
+import torch
+from sparse_ae import SparseAutoencoder, TrainingDashboard, digits, train_val_split
+train_data, val_data = train_val_split(digits())
+dashboard = TrainingDashboard(image_shape=(8, 8))
+dashboard.fit(SparseAutoencoder(64, 20), train_data, val_data, EPOCHS, 3e-3, EPOCHS, seed=0)
+'''
+
+
+def python(source):
+    return subprocess.run([sys.executable, '-c', source], capture_output=True, text=True,
+                          timeout=100)
+
+
+def test_a_script_prints_progress():
+    done = python(SCRIPT.replace('EPOCHS', '5') + '''
+print(dashboard.wait()['epochs_trained'])
+import sys; print('ipywidgets' in sys.modules)''')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ['5', 'False']  # nor is a widget made
+    assert 'training: 100%' in done.stderr and 'recon' in done.stderr
+
+
+def test_a_script_that_does_not_wait_ends():
+    done = python(SCRIPT.replace('EPOCHS', '10**6') + "print('the end')")
+    assert done.stdout == 'the end\n'
+
+
+def run(*sources):
+    "The outputs of cells, each as text, from a kernel."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    NotebookClient(nb, timeout=100, kernel_name='python3', store_widget_state=False).execute()
+    return nb.cells
+
+
+def test_what_stays_in_the_notebook_is_the_end():
+    first, second = run(SCRIPT.replace('EPOCHS', '30'), 'history = await dashboard; dashboard')
+    shown = [next(o for o in cell.outputs if 'image/png' in o.get('data', {}))
+             for cell in (first, second)]
+    assert [o.data['text/plain'] for o in shown] == [shown[1].data['text/plain']]*2
+    assert 'stopped by num_epochs: epoch 30 of 30' in shown[0].data['text/plain']
+    assert shown[0].data['image/png'] == shown[1].data['image/png']
+
+
+@pytest.mark.parametrize('how', ['await dashboard', 'dashboard.wait()'])
+def test_an_interrupt_while_waiting_stops_training(how):
+    *_, last = run(SCRIPT.replace('EPOCHS', '10**6'), f'''
+import threading, signal, os
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+try: {how}
+except BaseException: pass
+dashboard.ended.wait(10)
+print(dashboard.ended.is_set(), dashboard.trainer.stopped_by)''')
+    assert last.outputs[-1].text == 'True hand\n'
