@@ -50,8 +50,9 @@ hooks: setup     ## git and Jupyter hooks that clean notebooks
 example: setup   ## the example script
 	$(BIN)/python examples/sparse_autoencoder_example.py
 
-bench: setup     ## what training costs, into benchmarks/training.md
+bench: setup     ## what training and the widgets cost, into benchmarks
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/laboratory.py
 
 clean:           ## what can be made again
 	rm -rf $(VENV) _docs _proc runs nbs/runs dist build *.egg-info .pytest_cache .hypothesis \

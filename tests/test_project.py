@@ -157,11 +157,15 @@ def test_site_builds(tmp_path):
     done = subprocess.run([sys.executable, 'tools/docs.py'], cwd=copy, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    pages = sorted(p.name for p in (copy/'_docs').glob('*.html'))
-    assert pages == sorted(p.stem + '.html' for p in notebooks.notebooks())
+    site = copy/'_docs'
+    pages = sorted(p.relative_to(site).with_suffix('').as_posix() for p in site.rglob('*.html'))
+    assert pages == sorted(p.relative_to(ROOT/'nbs').with_suffix('').as_posix()
+                           for p in notebooks.notebooks())
     for page in pages:
-        text = (copy/'_docs'/page).read_text()
-        for link in re.findall(r'href="\.?/?([\w/]+\.(?:html|ipynb))["#]', text):
-            assert (copy/'_docs'/link).exists(), f'{page} -> {link}'
+        path = site/f'{page}.html'
+        text = path.read_text()
+        for link in re.findall(r'href="([^":#]+\.(?:html|ipynb))["#]', text):
+            there = site/link.lstrip('/') if link.startswith('/') else path.parent/link
+            assert there.exists(), f'{page} -> {link}'
         assert ('interactive(children=' not in text and str(ROOT) not in text
                 and 'Traceback (most' not in text)
