@@ -80,7 +80,7 @@ class FeatureExplorer(Live):
         if self.error: raise self.error
         return self
 
-# %% ../nbs/18_explorer.ipynb #4496ed5d
+# %% ../nbs/18_explorer.ipynb #16a46233
 @patch
 def _take_tokens(self:FeatureExplorer, tokens:Sequence[Sequence[str]]) -> None:
     "One row for each token."
@@ -111,7 +111,13 @@ def _look(self:FeatureExplorer) -> None:
 @patch
 def atoms(self:FeatureExplorer) -> Tensor:  # Shape `(latent_dim, input_dim)`
     "The atoms, of norm 1."
-    if 'atoms' not in self.known: self.known['atoms'] = unit_atoms(self.model)
+    if 'atoms' not in self.known:
+        codes = None
+        if not hasattr(self.model, 'latent_dim'):
+            with evaluating(self.model):
+                codes = self.model.encode(rows_at(self.data, range(min(1024, len(self.data))),
+                                                  self.like))
+        self.known['atoms'] = unit_atoms(self.model, codes)
     return self.known['atoms']
 
 @patch
@@ -179,7 +185,7 @@ def token(self:FeatureExplorer, sample:int) -> str:
     sequence = int(np.searchsorted(self.ends, sample, side='right'))
     return self.tokens[sequence][sample - self.ends[sequence]]   # from the end of the sequence
 
-# %% ../nbs/18_explorer.ipynb #8b1365a0
+# %% ../nbs/18_explorer.ipynb #cb36a195
 @patch
 def pictures_of(
     self:FeatureExplorer,
@@ -195,7 +201,7 @@ def atom_pictures(
     latents:Sequence[int],    # Their numbers
 ) -> np.ndarray:              # Shape `(n, height, width[, 3])`, in [0, 1]
     "Atoms as small pictures."
-    atoms = self.atoms()[torch.as_tensor(latents)].numpy()
+    atoms = self.atoms()[torch.as_tensor(latents, dtype=torch.long)].numpy()
     return tiles(atoms, self.image_shape, signed=True)
 
 def _sheet(ax:Any, pictures:np.ndarray, title:str, notes:Sequence[str], columns:int) -> None:
@@ -211,7 +217,7 @@ def _sheet(ax:Any, pictures:np.ndarray, title:str, notes:Sequence[str], columns:
         ax.text(left + 0.5, top + 1.22, note, ha='center', fontsize=7)
     ax.set(xlim=(0, columns), ylim=(rows*1.3, 0))  # imshow has changed them
 
-# %% ../nbs/18_explorer.ipynb #27c38bc1
+# %% ../nbs/18_explorer.ipynb #d223f631
 @patch
 def latent_figure(
     self:FeatureExplorer,
@@ -225,13 +231,15 @@ def latent_figure(
     self._draw_histogram(histogram, view)
     near = (self.atom_pictures([j for j, _ in view.near]), 'most similar atoms (cosine)',
             [f'{j} ({cosine:.2f})' for j, cosine in view.near])
-    parts = [near]
+    parts = []
     if self.tokens is None and view.top:
         top, some = view.top[:16], view.quantiles
         parts = [(self.pictures_of([i for _, i in top]), 'activate it most (activation)',
                   [f'{value:.3g}' for value, _ in top]),
                  (self.pictures_of([i for _, i in some]), 'at quantiles of its activations',
-                  [f'{q:.0%}: {v:.3g}' for q, (v, _) in zip(PARTS, some)]), near]
+                  [f'{q:.0%}: {v:.3g}' for q, (v, _) in zip(PARTS, some)])]
+    if view.near: parts.append(near)
+    if not parts: return fig
     heights = [math.ceil(len(notes) / 8) for _, _, notes in parts]
     axes = right.subplots(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
     for ax, (pictures, title, notes) in zip(axes, parts): _sheet(ax, pictures, title, notes, 8)

@@ -50,7 +50,7 @@ class LatentStatistics:
         "Mean size of the activations; 0 for a dead latent."
         return self.sum / self.count.clamp(min=1)
 
-# %% ../nbs/17_latent_statistics.ipynb #5b7681a1
+# %% ../nbs/17_latent_statistics.ipynb #0b2b8668
 from fastcore.basics import patch
 
 @patch
@@ -59,22 +59,26 @@ def add(
     z:Tensor,           # Codes, shape `(block, latent_dim)`
     samples:Tensor,     # Numbers of these samples, shape `(block,)`
 ) -> None:
-    "Count a block."
+    "Count a block. `ValueError` for a code that is not finite."
     z = z.detach().abs().float().cpu()
+    peak = z.amax(0)
+    if not peak.isfinite().all():
+        sample = samples[(~z.isfinite()).any(1)][0].item()
+        raise ValueError(f"data must give finite codes, sample {sample} does not")
     if self.edges is None:  # the largest bin is eight times what the first block has
-        largest = z.max().item() or 1.
+        largest = peak.max().item() or 1.
         self.edges = largest * 2.**(3 - torch.arange(BINS, -1, -1)/2)
     row, latent = z.nonzero(as_tuple=True)
     values = z[row, latent]
     self.n += len(z)
     self.count += torch.bincount(latent, minlength=self.latent_dim)
     self.sum += torch.bincount(latent, values.double(), minlength=self.latent_dim)
-    self._keep_largest(z, samples)
+    self._keep_largest(z, peak, samples)
     self._keep_examples(values, latent, samples[row])
 
 @patch
-def _keep_largest(self:LatentStatistics, z:Tensor, samples:Tensor) -> None:
-    new = (z.amax(0) > self.top_values[:, -1]).nonzero().flatten()  # few, after some blocks
+def _keep_largest(self:LatentStatistics, z:Tensor, peak:Tensor, samples:Tensor) -> None:
+    new = (peak > self.top_values[:, -1]).nonzero().flatten()  # few, after some blocks
     values, at = z[:, new].T.topk(min(self.k, len(z)))
     at = torch.where(values > 0, samples[at], -1)
     values = torch.cat([self.top_values[new], values], 1)
@@ -151,12 +155,13 @@ def latent_statistics(
         if watch(stats.n) is False: break
     return stats
 
-# %% ../nbs/17_latent_statistics.ipynb #de38a803
+# %% ../nbs/17_latent_statistics.ipynb #cd5acfba
 def unit_atoms(
     model:nn.Module,     # Any module with `encode` and `decode`
+    codes:'Tensor|None'=None,  # Codes of some data; needed for a model that has no `latent_dim`
 ) -> Tensor:             # Shape `(latent_dim, input_dim)`, rows of norm 1 or 0, single precision
     "The atoms, each divided by its norm."
-    atoms = dictionary(model).flatten(1).float().cpu()
+    atoms = dictionary(model, codes).flatten(1).float().cpu()
     return atoms / torch.linalg.vector_norm(atoms, dim=1, keepdim=True).clamp(min=1e-30)
 
 def nearest(
