@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PANELS', 'RUNNING', 'thinned', 'TrainingDashboard']
 
-# %% ../nbs/16_dashboard.ipynb #65c0ff15
+# %% ../nbs/16_dashboard.ipynb #5d174d00
 import asyncio
+import atexit
 import html
 import math
 import sys
@@ -108,7 +109,7 @@ class _Panel:
         style = 'color:#c00' if bad else ''
         self.status.value = f'<span style="{style}">{html.escape(text)}</span>'
 
-# %% ../nbs/16_dashboard.ipynb #86495323
+# %% ../nbs/16_dashboard.ipynb #411b1a2d
 class TrainingDashboard(Live, Callback):
     "Shows training while it runs, and lets it be paused, stopped and steered."
     one_run = True
@@ -137,9 +138,11 @@ class TrainingDashboard(Live, Callback):
     def widget(self) -> Any:
         "The `ipywidgets.VBox`."
         if self.panel is None:
-            self.live, self.panel = LiveCurves(PANELS, 'epoch'), _Panel()
-            self.panel.pause.on_click(lambda _: self.pause() if self.go.is_set() else self.resume())
-            self.panel.stop.on_click(lambda _: self.stop())
+            self.live, panel = LiveCurves(PANELS, 'epoch'), _Panel()
+            panel.pause.on_click(lambda _: self.pause() if self.go.is_set() else self.resume())
+            panel.stop.on_click(lambda _: self.stop())
+            if self.trainer and not self.trainer.stopped_by: self._add_controls(panel)
+            self.panel = panel  # from now on training paints
         return self.panel.box
 
     def pause(self) -> None:
@@ -157,52 +160,58 @@ class TrainingDashboard(Live, Callback):
         self.stopping = True
         self.resume()
 
-# %% ../nbs/16_dashboard.ipynb #b910db75
+# %% ../nbs/16_dashboard.ipynb #7045d7c4
 from fastcore.basics import patch
 
 @patch
 def before_fit(self:TrainingDashboard, trainer):
-    self.trainer, o = trainer, trainer.options
+    self.trainer = trainer
     if has_front_end() and not self.handles: self._ipython_display_()
-    if not self.panel: return
-    beside = self.ended is not None
-    self.panel.pause.disabled = self.panel.stop.disabled = not beside
+    if self.panel and not self.panel.sliders: self._add_controls(self.panel)
+    if self.panel: self._paint()
+
+@patch
+def _add_controls(self:TrainingDashboard, panel:_Panel) -> None:
+    "The sliders that this training has; alive if training runs beside."
+    t, beside = self.trainer, self.ended is not None
+    panel.pause.disabled = panel.stop.disabled = not beside
     target = self._target()
     free = beside and target is None
-    if trainer.sparsity_weight and o['sparsity_type'] != 'none':
-        exponent = math.log10(trainer.sparsity_weight)
-        self.panel.add_slider('sparsity_weight', 'sparsity weight', trainer.sparsity_weight, free,
-                              min=exponent - 2, max=exponent + 2, step=0.02, base=10)
-    exponent = math.log10(trainer.peak_rate)
-    self.panel.add_slider('learning_rate', 'learning rate', trainer.peak_rate, beside,
-                          min=exponent - 2, max=exponent + 2, step=0.02, base=10)
-    self._add_target_slider(target, beside)
-    self._paint()
+    if t.sparsity_weight and t.options['sparsity_type'] != 'none':
+        exponent = math.log10(t.sparsity_weight)
+        panel.add_slider('sparsity_weight', 'sparsity weight', t.sparsity_weight, free,
+                         min=exponent - 2, max=exponent + 2, step=0.02, base=10)
+    exponent = math.log10(t.peak_rate)
+    panel.add_slider('learning_rate', 'learning rate', t.peak_rate, beside,
+                     min=exponent - 2, max=exponent + 2, step=0.02, base=10)
+    self._add_target_slider(panel, target, beside)
 
 @patch
 def _target(self:TrainingDashboard) -> 'SparsityTarget|None':
     return next((c for c in self.trainer.callbacks if isinstance(c, SparsityTarget)), None)
 
 @patch
-def _add_target_slider(self:TrainingDashboard, target:'SparsityTarget|None', live:bool) -> None:
+def _add_target_slider(self:TrainingDashboard, panel:_Panel, target:'SparsityTarget|None',
+                       live:bool) -> None:
     "For a target L0 or level, or for the target rate of KL."
     t = self.trainer
     if target is not None and target.l0 is not None:
         most = getattr(t.model, 'latent_dim', 4*target.l0)
-        self.panel.add_slider('target', 'target L0', target.l0, live, min=min(0.1, target.l0),
-                              max=most, step=0.1)
+        panel.add_slider('target', 'target L0', target.l0, live, min=min(0.1, target.l0),
+                         max=most, step=0.1)
     elif target is not None:
-        self.panel.add_slider('target', 'target sparsity level', target.level, live, min=0.01,
-                              max=0.99, step=0.01)
+        panel.add_slider('target', 'target sparsity level', target.level, live, min=0.01,
+                         max=0.99, step=0.01)
     elif t.options['sparsity_type'] == 'kl':
-        self.panel.add_slider('target', 'target rate', t.target_sparsity, live, min=-3,
-                              max=math.log10(0.5), step=0.02, base=10)
+        exponent = math.log10(t.target_sparsity)
+        panel.add_slider('target', 'target rate', t.target_sparsity, live, min=min(-3, exponent),
+                         max=max(math.log10(0.5), exponent), step=0.02, base=10)
 
-# %% ../nbs/16_dashboard.ipynb #1e9802df
+# %% ../nbs/16_dashboard.ipynb #3de1edc7
 @patch
 def before_step(self:TrainingDashboard, trainer):
     if not self.go.is_set():
-        self._paint()
+        if self.panel: self._paint()
         self.go.wait()
     if self.stopping:
         trainer.stopped_by = 'hand'
@@ -280,7 +289,7 @@ def _status(self:TrainingDashboard) -> str:
                  f"{t.history['dead_fraction'][-1]:.1%} dead")
     return text
 
-# %% ../nbs/16_dashboard.ipynb #6e7e195e
+# %% ../nbs/16_dashboard.ipynb #f2ce918a
 RUNNING = []   # dashboards whose training runs beside the notebook
 
 def _place(frame:Any) -> tuple:
@@ -302,14 +311,15 @@ def fit(
     **options:Any,         # More of its arguments
 ) -> None:
     "Start training beside the notebook, and show it."
+    if self.taken: raise ValueError("a TrainingDashboard shows one run: make a new one")
     cell, run = self.place = _place(sys._getframe(1))
-    for other in list(RUNNING):
-        if other.trainer.model is model or (other.place[0] == cell and other.place[1] != run):
-            other.stop()
-            other.ended.wait()
     options = {'verbose': 0 if has_front_end() else 1, **options}
     callbacks = [*options.pop('callbacks', ()), self]
     self.trainer = Trainer(model, train_data, val_data, *args, callbacks=callbacks, **options)
+    for other in list(RUNNING):  # not before it is known that this one can run
+        if other.trainer.model is model or (other.place[0] == cell and other.place[1] != run):
+            other.stop()
+            other.ended.wait()
     if has_front_end(): self._ipython_display_()
     self.ended = threading.Event()
     RUNNING.append(self)
@@ -326,11 +336,19 @@ def _train(self:TrainingDashboard) -> None:
         RUNNING.remove(self)
         self.ended.set()
 
-# %% ../nbs/16_dashboard.ipynb #b28c04e0
+@atexit.register
+def _end_all() -> None:
+    "A thread that still computes when Python ends would crash it."
+    for dashboard in list(RUNNING):
+        dashboard.stop()
+        dashboard.ended.wait(10)
+
+# %% ../nbs/16_dashboard.ipynb #ea07d8bb
 @patch
 def wait(self:TrainingDashboard) -> dict:  # The history
     "Wait until training has ended. Raises what it raised; an interrupt stops it."
-    if self.ended is None: raise RuntimeError("nothing to wait for: call fit first")
+    if self.ended is None:
+        raise RuntimeError("nothing runs beside the notebook to wait for: fit starts it")
     try: self.ended.wait()
     except KeyboardInterrupt:
         self.stop()

@@ -171,7 +171,7 @@ def _grid(
     full = full.reshape(rows, columns, height, width, *colour).swapaxes(1, 2)
     return full.reshape(rows*height, columns*width, *colour)
 
-# %% ../nbs/19_explorer_page.ipynb #b09b09f7
+# %% ../nbs/19_explorer_page.ipynb #1a965fad
 @patch
 def _for_page(self:FeatureExplorer, latent:int, at:int, k:int) -> tuple[dict, list[int]]:
     "What the page says of a latent; the samples that it shows."
@@ -181,7 +181,7 @@ def _for_page(self:FeatureExplorer, latent:int, at:int, k:int) -> tuple[dict, li
     edges = (self.stats.edges[[some[0], some[-1] + 1]].tolist() if len(some) else (0, 0))
     def noted(pairs, notes):
         if self.tokens is None: return [[note, None] for note in notes]
-        return [[note, [[token, round(min(1, abs(v) / view.top[0][0]), 2)]
+        return [[note, [[token, round(min(1, abs(v / view.top[0][0])), 2)]
                         for token, v in self.context(latent, i)]]
                 for note, (_, i) in zip(notes, pairs)]
     known = dict(
@@ -215,7 +215,7 @@ def export_html(
               'samples': np.concatenate(rows) if rows else np.ones((1, 1))}
     data = dict(n=f'{self.stats.n:,}', atom=columns, sample=width, latents=known,
                 tall=round(atoms.shape[1] / atoms.shape[2], 3))
-    text = json.dumps(data, separators=(',', ':')).replace('<', r'\u003c')
+    text = json.dumps(data, separators=(',', ':'), allow_nan=False).replace('<', r'\u003c')
     page = PAGE.format(
         title=html.escape(title), style=STYLE, script=SCRIPT, data=text,
         orders=''.join(f'<option>{name}' for name in

@@ -20,7 +20,7 @@ from .eval_viz import dictionary
 from .models import evaluating
 from .training import check_autoencoder
 
-# %% ../nbs/17_latent_statistics.ipynb #e84ff1c0
+# %% ../nbs/17_latent_statistics.ipynb #72949d43
 BINS = 48   # of histograms, two to an octave
 
 class LatentStatistics:
@@ -39,6 +39,7 @@ class LatentStatistics:
         self.histogram = torch.zeros(latent_dim, BINS, dtype=torch.long)
         self.example = torch.full((latent_dim, BINS), -1)
         self.generator = torch.Generator().manual_seed(check_int('seed', seed, 0))
+        self.lock = threading.RLock()  # held while they grow; readers in other threads hold it too
 
     @property
     def density(self) -> Tensor:  # Shape `(latent_dim,)`
@@ -50,7 +51,7 @@ class LatentStatistics:
         "Mean size of the activations; 0 for a dead latent."
         return self.sum / self.count.clamp(min=1)
 
-# %% ../nbs/17_latent_statistics.ipynb #0b2b8668
+# %% ../nbs/17_latent_statistics.ipynb #be095235
 from fastcore.basics import patch
 
 @patch
@@ -65,16 +66,17 @@ def add(
     if not peak.isfinite().all():
         sample = samples[(~z.isfinite()).any(1)][0].item()
         raise ValueError(f"data must give finite codes, sample {sample} does not")
-    if self.edges is None:  # the largest bin is eight times what the first block has
-        largest = peak.max().item() or 1.
-        self.edges = largest * 2.**(3 - torch.arange(BINS, -1, -1)/2)
     row, latent = z.nonzero(as_tuple=True)
     values = z[row, latent]
-    self.n += len(z)
-    self.count += torch.bincount(latent, minlength=self.latent_dim)
-    self.sum += torch.bincount(latent, values.double(), minlength=self.latent_dim)
-    self._keep_largest(z, peak, samples)
-    self._keep_examples(values, latent, samples[row])
+    with self.lock:
+        self.n += len(z)
+        if not len(values): return
+        if self.edges is None:  # the last bin is eight times what the first active block has
+            self.edges = peak.max().item() * 2.**(3 - torch.arange(BINS, -1, -1)/2)
+        self.count += torch.bincount(latent, minlength=self.latent_dim)
+        self.sum += torch.bincount(latent, values.double(), minlength=self.latent_dim)
+        self._keep_largest(z, peak, samples)
+        self._keep_examples(values, latent, samples[row])
 
 @patch
 def _keep_largest(self:LatentStatistics, z:Tensor, peak:Tensor, samples:Tensor) -> None:
@@ -114,7 +116,7 @@ def quantiles(
     middle = (self.edges[1:]*self.edges[:-1]).sqrt()
     return [(middle[b].item(), self.example[latent, b].item()) for b in bins]
 
-# %% ../nbs/17_latent_statistics.ipynb #767dbc6d
+# %% ../nbs/17_latent_statistics.ipynb #b1a93f68
 def as_reachable(
     name:str,     # Of the argument
     data:Any,     # What came
@@ -135,7 +137,7 @@ def rows_at(
     "Some rows."
     numbers = torch.as_tensor(numbers)
     rows = data[numbers.numpy()] if isinstance(data, np.ndarray) else data[numbers.to(data.device)]
-    return torch.as_tensor(rows).to(like)
+    return torch.as_tensor(rows).detach().to(like)
 
 @torch.no_grad()
 def latent_statistics(

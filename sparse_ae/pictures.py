@@ -6,9 +6,10 @@
 __all__ = ['STYLES', 'figure_png', 'has_front_end', 'show', 'Live', 'image_widget', 'figure_controls', 'interact_figure',
            'array_png', 'stacked_png', 'bars', 'tiles', 'LiveCurves']
 
-# %% ../nbs/15_pictures.ipynb #85863be1
+# %% ../nbs/15_pictures.ipynb #3fdaa3d9
 import base64
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,12 +117,18 @@ def stacked_png(
     parts = [np.pad(p, [(0, 8), (0, width - p.shape[1]), (0, 0)], constant_values=1) for p in parts]
     return array_png(np.concatenate(parts or [np.ones((1, 1, 3))]))
 
-# %% ../nbs/15_pictures.ipynb #dcf05c6d
+# %% ../nbs/15_pictures.ipynb #eaecfce7
 def bars(
     values:np.ndarray,   # Heights in [-1, 1], shape `(n, features)`
     height:int=24,       # Pixels
 ) -> np.ndarray:         # In [0, 1], shape `(n, height, width)`; one or more pixels a bar
-    "Each row as a small bar chart, black on white, zero in the middle."
+    """Each row as a small bar chart, black on white, zero in the middle. Of more than 64 features
+    the largest of each some is shown."""
+    some = math.ceil(values.shape[1] / 64)
+    if some > 1:
+        parts = np.pad(values, [(0, 0), (0, -values.shape[1] % some)])
+        parts = parts.reshape(len(values), -1, some)
+        values = np.take_along_axis(parts, abs(parts).argmax(2)[..., None], 2)[..., 0]
     values = np.repeat(values, max(1, 48 // values.shape[1]), 1)[:, None]
     level = np.linspace(1, -1, height)[:, None]
     inside = np.where(level > 0, values >= level, values <= level) & (values != 0)

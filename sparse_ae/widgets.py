@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'LossPlayground', 'value_and_slope', 'playground_figure', 
            'comparison_table', 'compare_runs', 'TrainingDashboard', 'FeatureExplorer', 'figure_controls', 'figure_png',
            'interact_figure']
 
-# %% ../nbs/05_widgets.ipynb #39ea2f29
+# %% ../nbs/05_widgets.ipynb #ebd85caa
 import html
 from collections.abc import Mapping
 from typing import Any
@@ -21,26 +21,27 @@ from .dashboard import TrainingDashboard
 from .eval_viz import _figure, plot_dictionary
 from .explorer import FeatureExplorer
 from . import explorer_page  # gives the explorer export_html
-from .losses import PENALTIES, get_penalty
+from .losses import get_penalty
 from .pictures import (Live, figure_controls, figure_png, image_widget, interact_figure,
                                 stacked_png)
 from .sweeps import Sweep
 
 _all_ = ['TrainingDashboard', 'FeatureExplorer', 'figure_controls', 'figure_png', 'interact_figure']
 
-# %% ../nbs/05_widgets.ipynb #3fcdb8be
+# %% ../nbs/05_widgets.ipynb #e461bd30
 class LossPlayground(Live):
     "A penalty, its slope and its level sets, for a code that can be dragged."
     caption = 'A playground for penalties'
 
     def __init__(
         self,
-        penalty:str='kl',       # Name in `PENALTIES`
+        penalty:str='kl',       # 'kl', 'l1' or 'hoyer'
         target:float=0.2,       # Target rate of `'kl'`
         code:tuple=(0.6, 0.3, 0.1, 0.),   # To start with
     ):
         import ipywidgets as w
-        check_choice('penalty', penalty, PENALTIES)
+        check_choice('penalty', penalty, ('kl', 'l1', 'hoyer'))
+        if len(code) < 2: raise ValueError(f"code must have at least 2 latents, got {len(code)}")
         self.penalty = w.Dropdown(options=['kl', 'l1', 'hoyer'], value=penalty,
                                   description='penalty')
         self.target = w.FloatSlider(target, min=0.01, max=0.9, step=0.01, description='target ρ')
@@ -146,7 +147,7 @@ class RunComparison(Live):
         "Curves and the open dictionary as one picture."
         return stacked_png(self.overview, self.atoms.value)
 
-# %% ../nbs/05_widgets.ipynb #96b7a095
+# %% ../nbs/05_widgets.ipynb #86d34bbc
 def comparison_figure(
     runs:dict[str, dict],    # `history` and `results` by name
 ) -> Figure:
@@ -154,6 +155,7 @@ def comparison_figure(
     fig = _figure(11, 3.2)
     plane, error, active = fig.subplots(1, 3)
     for k, (name, run) in enumerate(runs.items()):
+        name = ' ' + name.replace('$', r'\$')  # neither a formula nor hidden from the legend
         style = dict(color=str(0.65 * k / max(1, len(runs) - 1)), ls=['-', '--', ':', '-.'][k % 4])
         history, results = run['history'], run['results']
         plane.plot(results['l0'], results['explained_variance'], 'o^sDv'[k % 5], label=name,
@@ -161,7 +163,7 @@ def comparison_figure(
         for ax, values in ((error, 'val_recon_loss'), (active, 'val_l0')):
             ax.plot(range(1, len(history[values]) + 1), history[values], label=name, **style)
     plane.set(xlabel='L0: active latents per sample', ylabel='explained variance',
-              xlim=(0, 1.1*max(run['results']['l0'] for run in runs.values())))
+              xlim=(0, 1.1*np.nanmax([1e-9, *(run['results']['l0'] for run in runs.values())])))
     plane.margins(y=0.15)
     error.set(xlabel='epoch', title='validation: MSE', yscale='log')
     active.set(xlabel='epoch', title='validation: L0', ylim=(0, None))
@@ -197,7 +199,11 @@ def compare_runs(
                         f"got {type(runs).__name__}")
     if not runs: raise ValueError("runs must have at least one run, got none")
     for name, run in runs.items():
-        for part in ('history', 'results', 'model'):
+        for part, keys in (('history', ('val_recon_loss', 'val_l0', 'epochs_trained')),
+                           ('results', ('explained_variance', 'l0')), ('model', ())):
             if part not in run: raise ValueError("runs must have history, results and model each, "
                                                  f"{name!r} has no {part}")
-    return RunComparison(dict(runs), image_shape)
+            for key in keys:
+                if key not in run[part]: raise ValueError(f"{part} of runs must have {key}, that of "
+                                                          f"{name!r} has not")
+    return RunComparison({str(name): run for name, run in runs.items()}, image_shape)
