@@ -289,7 +289,7 @@ def _status(self:TrainingDashboard) -> str:
                  f"{t.history['dead_fraction'][-1]:.1%} dead")
     return text
 
-# %% ../nbs/16_dashboard.ipynb #f2ce918a
+# %% ../nbs/16_dashboard.ipynb #20705faf
 RUNNING = []   # dashboards whose training runs beside the notebook
 
 def _place(frame:Any) -> tuple:
@@ -320,8 +320,8 @@ def fit(
         if other.trainer.model is model or (other.place[0] == cell and other.place[1] != run):
             other.stop()
             other.ended.wait()
-    if has_front_end(): self._ipython_display_()
     self.ended = threading.Event()
+    if has_front_end(): self._ipython_display_()
     RUNNING.append(self)
     threading.Thread(target=self._train, daemon=True, name='training').start()
 
@@ -341,7 +341,7 @@ def _end_all() -> None:
     "A thread that still computes when Python ends would crash it."
     for dashboard in list(RUNNING):
         dashboard.stop()
-        dashboard.ended.wait(10)
+        dashboard.ended.wait(30)
 
 # %% ../nbs/16_dashboard.ipynb #ea07d8bb
 @patch

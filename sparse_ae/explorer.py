@@ -33,7 +33,7 @@ from .pictures import (Live, array_png, figure_png, has_front_end, image_widget,
                                 stacked_png, tiles)
 from .training import check_autoencoder, reconstruct
 
-# %% ../nbs/18_explorer.ipynb #ba5736eb
+# %% ../nbs/18_explorer.ipynb #19f54aec
 class LatentView(NamedTuple):
     "What there is to say about a latent."
     latent:int               # Its number
@@ -51,7 +51,7 @@ OPEN = weakref.WeakSet()   # explorers; those whose pass still runs are ended wh
 def _end_all() -> None:
     for explorer in list(OPEN):
         explorer.closing = True
-        explorer.ended.wait(10)
+        explorer.ended.wait(30)
 
 class FeatureExplorer(Live):
     "Shows what the latents of a model mean, on data."

@@ -116,7 +116,7 @@ def quantiles(
     middle = (self.edges[1:]*self.edges[:-1]).sqrt()
     return [(middle[b].item(), self.example[latent, b].item()) for b in bins]
 
-# %% ../nbs/17_latent_statistics.ipynb #b1a93f68
+# %% ../nbs/17_latent_statistics.ipynb #97a5a4dc
 def as_reachable(
     name:str,     # Of the argument
     data:Any,     # What came
@@ -151,7 +151,7 @@ def latent_statistics(
     like, data = next(check_autoencoder(model).parameters()), as_reachable('data', data)
     with evaluating(model): width = model.encode(rows_at(data, [0], like)).shape[-1]
     stats = LatentStatistics(width, k) if into is None else into
-    for numbers in torch.arange(len(data)).split(max(1, min(8192, 2**25 // width))):
+    for numbers in torch.arange(len(data)).split(max(1, min(8192, 2**23 // width))):
         with evaluating(model): z = model.encode(rows_at(data, numbers, like))
         stats.add(z, numbers)
         if watch(stats.n) is False: break

@@ -4,7 +4,11 @@ import sys
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
+
+from sparse_ae import (FeatureExplorer, SparseAutoencoder, TrainingDashboard, digits,
+                       train_val_split)
 
 SCRIPT = '''
 import torch
@@ -31,7 +35,46 @@ import sys; print('ipywidgets' in sys.modules)''')
 
 def test_a_script_that_does_not_wait_ends():
     done = python(SCRIPT.replace('EPOCHS', '10**6') + "print('the end')")
-    assert done.stdout == 'the end\n'
+    assert (done.stdout, done.returncode) == ('the end\n', 0)
+
+
+def test_a_script_that_ends_in_the_middle_of_both_ends_well():
+    done = python(SCRIPT.replace('EPOCHS', '10**6') + """
+from sparse_ae import FeatureExplorer
+explorer = FeatureExplorer(SparseAutoencoder(64, 3000), torch.rand(100_000, 64))
+raise SystemExit(4)""")
+    assert done.returncode == 4, done.stderr
+
+
+def test_an_explorer_can_be_used_during_its_pass():
+    "In a process of its own: a race in torch would end it."
+    done = python("""
+import torch
+from sparse_ae import FeatureExplorer, SparseAutoencoder
+x, looked = torch.rand(60_000, 64), 0
+for k in range(4):
+    explorer = FeatureExplorer(SparseAutoencoder(64, 60, hidden_dims=()), x)
+    while not explorer.ended.is_set():
+        for latent in range(8):
+            view = explorer.describe(latent)
+            assert bool(view.top) == bool(view.quantiles) == bool(view.histogram.any())
+            looked += 1
+    explorer.wait()
+print(looked > 20)""")
+    assert (done.stdout, done.returncode) == ('True\n', 0), done.stderr
+
+
+def test_looking_at_a_model_does_not_change_its_training():
+    def end(look):
+        dashboard = TrainingDashboard()
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 30, batch_norm=True)
+        dashboard.fit(model, *train_val_split(digits()), 30, 1e-2, 30, seed=0, verbose=0)
+        while look and not dashboard.ended.is_set():
+            FeatureExplorer(model, digits()).wait().steer(0, 0)
+        dashboard.wait()
+        return torch.cat([t.flatten().float() for t in model.state_dict().values()])
+    assert torch.equal(end(True), end(False))
 
 
 def run(*sources):
