@@ -143,6 +143,7 @@ class TrainingDashboard(Live, Callback):
             panel.stop.on_click(lambda _: self.stop())
             if self.trainer and not self.trainer.stopped_by: self._add_controls(panel)
             self.panel = panel  # from now on training paints
+            if not self.go.is_set(): self.pause()  # says so on its button
         return self.panel.box
 
     def pause(self) -> None:

@@ -655,7 +655,7 @@ def train_sparse_autoencoder_with_early_stopping(
     `seconds`, `revived` (latents), and each regulariser as `train_...` and `val_...`. And
     `epochs_trained`; `best_epoch`, an index into the lists, `None` if no epoch was finished;
     `stopped_by`: `'patience'`, `'num_epochs'`, `'data'` (a stream ran dry), `'interrupt'`,
-    `'diverged'`, or what a callback said; `None` after an error.
+    `'diverged'`, `'hand'` (a dashboard's Stop), or what a callback said; `None` after an error.
 
     Raises `TypeError` or `ValueError` for bad arguments and data, `TrainingDiverged` if the loss
     becomes NaN or infinite."""
