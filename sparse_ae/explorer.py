@@ -485,6 +485,9 @@ def _refresh(self:FeatureExplorer) -> None:
         self.panel.latent.value = int(self.order()[0])
     self._turn(0)
     self._draw()
+    if self.error:
+        said = html.escape(f'{type(self.error).__name__}: {self.error}')
+        self.panel.contexts.value = f'<span style="color:#c00">{said}</span>'
 
 @patch
 def _turn(self:FeatureExplorer, first:int) -> None:
