@@ -53,6 +53,7 @@ def _end_all() -> None:
         explorer.closing = True
         explorer.ended.wait(30)
 
+# %% ../nbs/18_explorer.ipynb #718f9e28
 class FeatureExplorer(Live):
     "Shows what the latents of a model mean, on data."
     def __init__(
@@ -144,6 +145,7 @@ def atoms(self:FeatureExplorer) -> Tensor:  # Shape `(latent_dim, input_dim)`
         self.known['atoms'] = unit_atoms(self.model, codes)
     return self.known['atoms']
 
+# %% ../nbs/18_explorer.ipynb #196cc384
 @patch
 def describe(
     self:FeatureExplorer,

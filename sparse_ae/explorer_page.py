@@ -41,6 +41,7 @@ figure { margin: 0; text-align: center; font-size: .75rem; } figure .tile { curs
 svg { max-width: 100%; } svg rect { fill: #888; } svg text { fill: currentColor; font-size: 11px; }
 """
 
+# %% ../nbs/19_explorer_page.ipynb #dcf88586
 SCRIPT = """
 const page = JSON.parse(document.getElementById('data').textContent), size = 44;
 const find = id => document.getElementById(id);
@@ -80,6 +81,10 @@ function list() {
   }
   if (/^[0-9]+$/.test(text) && some.length === 1 && some[0] !== chosen) show(some[0]);
 }
+"""
+
+# %% ../nbs/19_explorer_page.ipynb #5ea84fc5
+SCRIPT += """
 function histogram(l, parent) {
   const most = Math.max(...l.counts, 1), wide = 360 / Math.max(l.counts.length, 1);
   const name = 'http://www.w3.org/2000/svg', svg = document.createElementNS(name, 'svg');
@@ -193,6 +198,7 @@ def _for_page(self:FeatureExplorer, latent:int, at:int, k:int) -> tuple[dict, li
         near=[[j, round(cosine, 2)] for j, cosine in view.near])
     return known, [i for _, i in (*top, *parts)]
 
+# %% ../nbs/19_explorer_page.ipynb #460d45e2
 @patch
 def export_html(
     self:FeatureExplorer,

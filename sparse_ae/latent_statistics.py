@@ -100,6 +100,7 @@ def _keep_examples(self:LatentStatistics, values:Tensor, latent:Tensor, samples:
     taken = (torch.rand(len(chance), generator=self.generator) < chance).view_as(self.example)
     self.example = torch.where(taken, drawn.view_as(self.example), self.example)
 
+# %% ../nbs/17_latent_statistics.ipynb #a857a9e2
 @patch
 def quantiles(
     self:LatentStatistics,
