@@ -100,6 +100,10 @@ function histogram(l, parent) {
   add('text', { x: 0, y: 106 }, l.from); add('text', { x: 360, y: 106, 'text-anchor': 'end' }, l.to);
   parent.append(svg);
 }
+"""
+
+# %% ../nbs/19_explorer_page.ipynb #e9a0faa1
+SCRIPT += """
 function show(l) {
   chosen = l;
   const panel = find('latent');
