@@ -3,9 +3,8 @@
     python benchmarks/laboratory.py               # about twelve minutes on 2 cores
     python benchmarks/laboratory.py dashboard     # one part only; laboratory.md stays as it is
 """
-import argparse
-import platform
 import resource
+import os
 import statistics
 import tempfile
 import time
@@ -15,10 +14,9 @@ import nbformat
 import numpy as np
 import torch
 from nbclient import NotebookClient
+from tables import run
 
 from sparse_ae import FeatureExplorer, SparseAutoencoder
-
-HERE = Path(__file__).resolve().parent
 
 IN_A_KERNEL = '''
 import time, torch
@@ -47,9 +45,9 @@ def dashboard(rounds):
     are received."""
     rows = []
     for name, values in {
-            '200 -> 125 -> 50, batch 256': dict(FEATURES=200, LATENTS=50, HIDDEN=None, EPOCHS=500,
+            '200 -> 125 -> 50, batch 256': dict(FEATURES=200, LATENTS=50, HIDDEN=None, EPOCHS=300,
                                                 IMAGE_SHAPE=None),
-            '256 -> 1024, batch 256': dict(FEATURES=256, LATENTS=1024, HIDDEN=(), EPOCHS=130,
+            '256 -> 1024, batch 256': dict(FEATURES=256, LATENTS=1024, HIDDEN=(), EPOCHS=90,
                                            IMAGE_SHAPE=(16, 16))}.items():
         source = '\n'.join(f'{k} = {v!r}' for k, v in {**values, 'ROUNDS': rounds}.items())
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source + IN_A_KERNEL)])
@@ -95,26 +93,11 @@ def explorer(rounds, samples=1_000_000, latents=32_768):
             ('- page of 1,024 latents, MB', page, 'under 10')]
 
 
+os.environ['TQDM_DISABLE'] = '1'  # a bar would be most of what is printed
+
 PARTS = dict(dashboard=dashboard, explorer=explorer)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('part', nargs='?', choices=PARTS)
-    parser.add_argument('--rounds', type=int, default=5)
-    args = parser.parse_args()
-    rows = []
-    for name, part in PARTS.items():
-        if args.part in (None, name): rows += part(args.rounds)
-    lines = ['| what | figure | wanted |', '|---|---|---|',
-             *(f'| {what} | {value:.3g} | {wanted} |' for what, value, wanted in rows)]
-    print('\n'.join(lines))
-    if args.part is None:
-        intro = (f'{torch.get_num_threads()} threads, torch {torch.__version__}, '
-                 f'{platform.machine()}; ratios are medians of {args.rounds} rounds. Written by '
-                 '`python benchmarks/laboratory.py`.')
-        (HERE/'laboratory.md').write_text('# What the widgets cost\n\n' + intro + '\n\n' +
-                                          '\n'.join(lines) + '\n')
-
-
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    run(__doc__, PARTS, 'What the widgets cost', 'Ratios are medians of ratios within a round',
+        Path(__file__).with_suffix('.md'), rounds=5)

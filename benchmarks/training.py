@@ -3,10 +3,8 @@
     python benchmarks/training.py            # about six minutes on 2 cores
     python benchmarks/training.py sweep      # one part only; training.md stays as it is
 """
-import argparse
 import io
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
+
+from tables import run
 
 from sparse_ae import SparseAutoencoder, sweep, training
 from sparse_ae.callbacks import EVENTS, LogFile, ProgressBar
@@ -268,23 +268,6 @@ PARTS = dict(penalties=penalties, loops=loops, bookkeeping=bookkeeping, sweep=sw
              memory_map=memory_map)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('part', nargs='?', choices=PARTS)
-    parser.add_argument('--rounds', type=int, default=9)
-    args = parser.parse_args()
-    rows = []
-    for name, part in PARTS.items():
-        if args.part in (None, name): rows += part(args.rounds)
-    lines = ['| what | ratio | wanted |', '|---|---|---|',
-             *(f'| {what} | {value:.3f} | {wanted} |' for what, value, wanted in rows)]
-    print('\n'.join(lines))
-    if args.part is None:
-        intro = (f'Medians over {args.rounds} rounds of ratios within a round; '
-                 f'{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}. Written by '
-                 '`python benchmarks/training.py`.')
-        (HERE/'training.md').write_text('# What training costs\n\n' + intro + '\n\n' +
-                                        '\n'.join(lines) + '\n')
-
-
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    run(__doc__, PARTS, 'What training costs', 'Medians of ratios within a round',
+        HERE/'training.md', rounds=9)

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['check_choice', 'check_int', 'check_bool', 'check_number', 'check_fraction', 'check_positive', 'check_not_negative',
-           'check_device', 'as_rows', 'check_rows']
+           'check_device', 'as_rows', 'check_rows', 'Choice', 'choose']
 
 # %% ../nbs/08_checks.ipynb #f5d6da1d
+import copy
+import inspect
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -155,3 +157,38 @@ def check_rows(
     if bad:
         raise ValueError(f"{name} has {bad} of {len(rows)} rows with NaN or infinity "
                          f"(as {dtype}); remove or fill them first")
+
+# %% ../nbs/08_checks.ipynb #c3c0e631
+class Choice:
+    "What has a name, and options that its constructor takes and keeps under their names."
+    name = ''
+
+    @property
+    def options(self) -> dict:
+        "The arguments that make it again."
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def config(self) -> 'str|dict':
+        "How a configuration file writes it: its name, with its options if it has any."
+        return dict(name=self.name, **self.options) if self.options else self.name
+
+    def __repr__(self):
+        options = ', '.join(f'{name}={value!r}' for name, value in self.options.items())
+        return f'{type(self).__name__}({options})'
+
+def choose(
+    name:str,                       # The argument's name, for the error
+    value:'str|Mapping|Choice',     # A name, `{'name': ..., option: ...}`, or an object
+    allowed:dict[str, type],        # What can be chosen, by name
+    kind:type=Choice,               # What an object must be
+) -> Choice:                        # A new object
+    "What is chosen. Raises `TypeError` or `ValueError` for what is not allowed."
+    if isinstance(value, kind): return copy.deepcopy(value)
+    options = dict(value) if isinstance(value, Mapping) else {'name': value}
+    chosen = options.pop('name', None)
+    cls = allowed[check_choice(name, chosen, allowed)]
+    signature = inspect.signature(cls)
+    try: signature.bind(**options)
+    except TypeError as error:
+        raise TypeError(f"{name} {chosen!r} is {cls.__name__}{signature}: {error}") from None
+    return cls(**options)

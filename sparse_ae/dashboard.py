@@ -118,7 +118,7 @@ class TrainingDashboard(Live, Callback):
         self,
         image_shape:'Sequence[int]|None'=None,  # `(height, width[, 3])`; `None`: not images
         every:float=0.25,     # Seconds between pictures, at least
-        share:float=0.04,     # Part of the time that pictures may take
+        share:float=0.025,     # Part of the time that pictures may take
         max_atoms:int=100,    # Atoms shown
     ):
         self.image_shape, self.max_atoms = image_shape, max_atoms
@@ -127,7 +127,7 @@ class TrainingDashboard(Live, Callback):
         self.ended = None  # an event, if training runs beside (an interrupted `join` is no news)
         self.points, self.stopping = _Points(), False
         self.pictures = {}  # the latest, as arrays
-        self.go, self.due, self.looks, self.spent = threading.Event(), 0., 0, -1/3
+        self.go, self.due, self.looks, self.spent = threading.Event(), 0., 0, -0.1
         self.go.set()
 
     def check(self, trainer):

@@ -157,16 +157,24 @@ class LiveCurves:
         panels:dict[str, str],    # Titles, and the scale of the vertical axis: 'linear' or 'log'
         xlabel:str,               # Below each panel
     ):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        self.figure = Figure(figsize=(2.75*len(panels), 2.6), dpi=80, layout='constrained')
-        self.canvas, self.background = FigureCanvasAgg(self.figure), None
-        self.axes = dict(zip(panels, self.figure.subplots(1, len(panels), squeeze=False)[0]))
-        for (title, scale), ax in zip(panels.items(), self.axes.values()):
-            ax.set(title=title, xlabel=xlabel, yscale=scale, xlim=(0, 10))
-            ax.title.set_fontsize(10)
+        self.axes = {title: self._panel(title, scale, xlabel) for title, scale in panels.items()}
         self.lines = {(title, name): ax.plot([], [], label=name, animated=True, **style)[0]
                       for title, ax in self.axes.items() for name, style in STYLES.items()}
+        self.backgrounds = {}  # what stands below the lines of each panel
         next(iter(self.axes.values())).legend(loc='upper right', fontsize=8)
+
+    def _panel(self, title:str, scale:str, xlabel:str) -> Any:
+        "Axes in a figure of their own, so that they can be drawn without the others."
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        figure = FigureCanvasAgg(Figure(figsize=(2.75, 2.6), dpi=80)).figure
+        ax = figure.add_axes((0.21, 0.19, 0.75, 0.7), xlabel=xlabel, yscale=scale, xlim=(0, 10))
+        ax.set_title(title, fontsize=10)
+        ax.tick_params(labelsize=8)
+        ax.locator_params(axis='x', nbins=4)  # ticks and their labels take most of the time
+        if scale == 'linear':
+            ax.locator_params(axis='y', nbins=4)
+            ax.ticklabel_format(axis='y', scilimits=(-2, 4))
+        return ax
 
     def _make_room(self, ax:Any, lines:list) -> bool:
         "Widen the axes if a line leaves them; did they have to be?"
@@ -183,7 +191,7 @@ class LiveCurves:
         below, above = ((low/np.exp(room), high*np.exp(room)) if log else (low-room, high+room))
         if not log and low >= 0: below = min(0., bottom) if known else 0.
         ax.set_ylim(min(bottom, below) if known else below, max(top, above) if known else above)
-        ax.set_xlim(0, right if x.max() <= right else 2*x.max())
+        ax.set_xlim(0, right if x.max() <= right else 3*x.max())
         return True
 
     def pixels(
@@ -192,11 +200,14 @@ class LiveCurves:
     ) -> np.ndarray:                          # Grey in [0, 1], shape `(height, width)`
         "The picture with these curves."
         for key, (x, y) in curves.items(): self.lines[key].set_data(x, y)
-        stale = [self._make_room(ax, [self.lines[title, name] for name in STYLES])
-                 for title, ax in self.axes.items()]
-        if any(stale) or self.background is None:
-            self.canvas.draw()
-            self.background = self.canvas.copy_from_bbox(self.figure.bbox)
-        self.canvas.restore_region(self.background)
-        for line in self.lines.values(): line.axes.draw_artist(line)
-        return np.asarray(self.canvas.buffer_rgba())[..., 0] / 255
+        return np.concatenate([self._paint(title, ax) for title, ax in self.axes.items()], 1) / 255
+
+    def _paint(self, title:str, ax:Any) -> np.ndarray:
+        "One panel, values from 0 to 255."
+        canvas, lines = ax.figure.canvas, [self.lines[title, name] for name in STYLES]
+        if self._make_room(ax, lines) or title not in self.backgrounds:
+            canvas.draw()
+            self.backgrounds[title] = canvas.copy_from_bbox(ax.figure.bbox)
+        canvas.restore_region(self.backgrounds[title])
+        for line in lines: ax.draw_artist(line)
+        return np.asarray(canvas.buffer_rgba())[..., 0]

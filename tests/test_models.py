@@ -9,22 +9,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sparse_ae.models import (CODE_ACTIVATIONS, DECODER_NORMS, BaseSparseAutoencoder,
-                              SparseAutoencoder, TiedWeightSparseAutoencoder)
+from sparse_ae.activations import CODE_ACTIVATIONS, HardThreshold, SoftThreshold
+from sparse_ae.encoders import ENCODERS
+from sparse_ae.models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder,
+                              TiedWeightSparseAutoencoder)
 
 CLASSES = [SparseAutoencoder, TiedWeightSparseAutoencoder]
+ACTIVATIONS = [{'name': name, 'k': 2} if 'topk' in name else name for name in CODE_ACTIVATIONS]
+ACTIVATIONS += [SoftThreshold(learned=True), HardThreshold(learned=True)]
+OF_NAME = [{'name': name, 'k': 2} if 'pursuit' in name else name for name in ENCODERS]
 
 
 @pytest.mark.parametrize('cls,activation,norm,dtype', list(itertools.product(
-    CLASSES, CODE_ACTIVATIONS, DECODER_NORMS, [torch.float32, torch.float64, torch.bfloat16])))
+    CLASSES, ACTIVATIONS, DECODER_NORMS, [torch.float32, torch.float64, torch.bfloat16])))
 def test_state_goes_round(cls, activation, norm, dtype):
     kwargs = dict(dtype=dtype, hidden_dims=(5,), activation=activation, decoder_norm=norm)
     model, other = cls(6, 3, **kwargs), cls(6, 3, **kwargs)
     x = torch.rand(4, 6).to(dtype)
-    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for p in model.activation.parameters(): p += torch.rand_like(p) - 0.5
+    for mode in (True, False):
+        model.train(mode), other.train(mode)
+        model(x).sum().backward()  # a running threshold moves in train mode
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(model(x), other(x)) and model(x).dtype == dtype
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     assert torch.equal(model(x), other(x)) and torch.equal(model(x), copy.deepcopy(model)(x))
     assert torch.equal(model(x), pickle.loads(pickle.dumps(model))(x))
     assert cls(**model.config()).config() == model.config()
+
+
+@pytest.mark.parametrize('cls,encoder,activation,dtype', list(itertools.product(
+    CLASSES, OF_NAME, ACTIVATIONS, [torch.float64, torch.bfloat16])))
+def test_every_encoder_takes_every_activation(cls, encoder, activation, dtype):
+    model = cls(6, 9, dtype=dtype, hidden_dims=(), activation=activation, encoder=encoder)
+    x = torch.rand(2, 4, 6).to(dtype)
+    z = model.encode(x)
+    assert z.shape == (2, 4, 9) and z.dtype == dtype and z.isfinite().all()
+    model.decode(z).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    again = cls(**model.config())
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(x), model.eval()(x))
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.none() | st.lists(st.integers(1, 6), max_size=3),
