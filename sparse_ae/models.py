@@ -73,9 +73,9 @@ class BaseSparseAutoencoder(nn.Module):
         dtype:torch.dtype=torch.float32,        # Their number format, floating point
         *,
         hidden_dims:'Iterable[int]|None'=None,  # Widths from input to code; decoder mirrors them
-        activation:'str|dict|CodeActivation'='relu',  # Such as `'relu'` or `TopK(k=32)`
-        encoder:'str|dict|CodeEncoder'='linear',      # Such as `'linear'` or `Unrolled(steps=3)`
+        activation:'str|dict|CodeActivation'='relu',  # `'relu'`, `TopK(k=32)`, ...
         decoder_norm:'str|None'='row',          # `'row'`, `'atom'` or `None`
+        encoder:'str|dict|CodeEncoder'='linear',  # `'linear'`, `Unrolled(steps=3)`, ...
         batch_norm:bool=False,                  # Batch normalisation of every layer but the output
         gradient_checkpointing:bool=False,      # Less memory in training, for more computing
     ):
