@@ -6,7 +6,8 @@
 __all__ = ['CODE_ACTIVATIONS', 'CodeActivation', 'ReLU', 'Sigmoid', 'Identity', 'SoftThreshold', 'HardThreshold', 'JumpReLU',
            'TopK', 'BatchTopK', 'statistics_kept', 'Gated']
 
-# %% ../nbs/20_activations.ipynb #0cdc4550
+# %% ../nbs/20_activations.ipynb #01200c1a
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from .checks import (Choice, check_bool, check_fraction, check_int, check_not_negative,
                               check_positive)
 
-# %% ../nbs/20_activations.ipynb #9c8969da
+# %% ../nbs/20_activations.ipynb #b98d5a93
 class CodeActivation(Choice, nn.Module):
     "Makes the code from the pre-activation; a subclass says how, in `forward`."
     homogeneous = True     # f(s u) = s f(u) for s > 0, once its thresholds are multiplied by s
-    elementwise = True     # each sample alone, without parameters
+    stackable = True       # it takes each sample alone, and has no parameters
     fixes_l0 = False       # a penalty cannot change how many latents are active
+    has_step = False       # its step has a pseudo-gradient
 
     def __init__(self): super().__init__()
 
@@ -41,6 +43,14 @@ class CodeActivation(Choice, nn.Module):
 
     def rescale(self, factor:float) -> None:
         "Multiply what has the unit of the code."
+
+    @torch.no_grad()
+    def restart(self, latents:Tensor) -> None:
+        "Set what these latents have learned back to its start."
+        like = next(self.parameters(), None)
+        if like is None: return
+        fresh = copy.deepcopy(self).attach(len(like), device=like.device, dtype=like.dtype)
+        for own, new in zip(self.parameters(), fresh.parameters()): own[latents] = new[latents]
 
     def forward(self, pre:Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must have a forward(pre)")
@@ -61,14 +71,14 @@ class Identity(CodeActivation):
     name = 'identity'
     def forward(self, pre): return pre
 
-# %% ../nbs/20_activations.ipynb #34176856
+# %% ../nbs/20_activations.ipynb #ada9ff25
 class _Threshold(CodeActivation):
     "What has a threshold, `(latent_dim,)` of them if they are learned."
     def __init__(self, threshold:float, learned:bool):
         super().__init__()
         self.learned = check_bool('learned', learned)
         self.threshold = (check_positive if learned else check_not_negative)('threshold', threshold)
-        self.elementwise = not self.learned
+        self.stackable = not self.learned
 
     def attach(self, latent_dim, **where):
         if self.learned:
@@ -83,8 +93,8 @@ class _Threshold(CodeActivation):
 
     @torch.no_grad()
     def rescale(self, factor):
+        self.threshold *= factor
         if self.learned: self.log_threshold += math.log(factor)
-        else: self.threshold *= factor
 
 class SoftThreshold(_Threshold):
     """`sign(u) max(0, |u| - theta)`.
@@ -99,7 +109,7 @@ class SoftThreshold(_Threshold):
 
     def forward(self, pre): return pre.sign() * F.relu(pre.abs() - self.theta)
 
-# %% ../nbs/20_activations.ipynb #61779fd8
+# %% ../nbs/20_activations.ipynb #c89164e1
 class HardThreshold(_Threshold):
     """`u` where `|u| > theta`, else 0.
 
@@ -112,7 +122,7 @@ class HardThreshold(_Threshold):
         bandwidth:float=0.1,    # `epsilon`, of the pseudo-gradient, in units of the code
     ):
         super().__init__(threshold, learned)
-        self.bandwidth = check_positive('bandwidth', bandwidth)
+        self.bandwidth, self.has_step = check_positive('bandwidth', bandwidth), self.learned
 
     def _sided(self, pre:Tensor) -> tuple[Tensor, Tensor]:
         "What is compared with the threshold, and the sign that the code gets."
@@ -185,13 +195,13 @@ class TopK(_Largest):
 
     def forward(self, pre): return _kept(F.relu(pre), self.k)[0]
 
-# %% ../nbs/20_activations.ipynb #91cbc613
+# %% ../nbs/20_activations.ipynb #3a8ccc69
 class BatchTopK(_Largest):
     """In train mode the `k * n` largest entries of `max(0, u)` of a batch of `n` samples; in eval
     mode the entries above a threshold.
 
     Source: Bussmann, Leask & Nanda, *BatchTopK sparse autoencoders*, 2024, equations 3 and 5."""
-    name, elementwise = 'batch_topk', False
+    name, stackable = 'batch_topk', False
     def __init__(
         self,
         k:int,                  # Latents active in a sample, on average
@@ -241,13 +251,13 @@ def statistics_kept(
             norm.momentum = momentum
             if n is not None: norm.num_batches_tracked.copy_(n)
 
-# %% ../nbs/20_activations.ipynb #b298429b
+# %% ../nbs/20_activations.ipynb #6b9e6cfd
 class Gated(CodeActivation):
     """`max(0, exp(r) u + b)` where `u > 0`, else 0; penalties act on `max(0, u)`.
 
     Source: Rajamanoharan et al., *Improving dictionary learning with gated sparse autoencoders*,
     2024, equations 6 and 7."""
-    name, elementwise = 'gated', False
+    name, stackable = 'gated', False
     def attach(self, latent_dim, **where):
         self.log_scale = nn.Parameter(torch.zeros(latent_dim, **where))       # r
         self.magnitude_bias = nn.Parameter(torch.zeros(latent_dim, **where))  # b

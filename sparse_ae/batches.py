@@ -51,6 +51,7 @@ class Batches:
         self.taken = self.in_epoch = 0                       # steps of this pass, of this epoch
         self.order = self.current = None                     # how this pass is shuffled; the pass
         self.exhausted, self.own_order = False, torch.Generator()
+        self.scale = 1.   # by which the rows are multiplied
         self.loader = self.rows = None
         self._take(data, buffer_rows)
 
@@ -149,7 +150,8 @@ def _pass(self:Batches) -> Iterator[list[Tensor]]:
     steps = (self._steps_from_loader() if self.rows is None else
              self._steps_from_rows(self.own_order))
     for step in steps:
-        yield [x.to(self.device, self.dtype, non_blocking=True) for x in step]
+        step = [x.to(self.device, self.dtype, non_blocking=True) for x in step]
+        yield step if self.scale == 1 else [x * self.scale for x in step]
 
 @patch
 def __iter__(self:Batches) -> Iterator[Tensor]:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['evaluate_sparse_autoencoder', 'code_results', 'plot_sparse_training_history', 'plot_sparse_autoencoder_analysis',
-           'typical_codes', 'dictionary', 'check_image_shape', 'mosaic', 'plot_dictionary', 'plot_reconstructions']
+           'typical_codes', 'dictionary', 'check_image_shape', 'mosaic', 'plot_dictionary', 'plot_reconstructions',
+           'Match', 'match_dictionaries']
 
 # %% ../nbs/03_eval_viz.ipynb #9ec5a597
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure  # not pyplot, which starts a graphical backend
 from torch import Tensor, nn
 
-from .checks import check_device, check_int
+from .checks import as_rows, check_device, check_int
 from .losses import hoyer_sparseness
 from .batches import Batches
 from .models import BaseSparseAutoencoder, evaluating
@@ -326,3 +327,51 @@ def _draw_lines(fig:Figure, pairs:np.ndarray, image_shape:None) -> Sequence[Any]
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center',
                ncols=2, fontsize=8)
     return axes
+
+# %% ../nbs/03_eval_viz.ipynb #74dbfab9
+class Match(NamedTuple):
+    "How well a dictionary agrees with a known one; pairs are in the order of the true features."
+    mcc:float                         # Mean cosine of the matched atoms
+    latents:np.ndarray                # Of each pair the latent, shape `(pairs,)`
+    features:np.ndarray               # Of each pair the true feature, `(pairs,)`
+    cosines:np.ndarray                # Of each pair, `(pairs,)`
+    precision:'np.ndarray|None'=None  # `(pairs,)`, NaN for a latent that is never active
+    recall:'np.ndarray|None'=None     # `(pairs,)`, NaN for a feature that never fires
+    shrinkage:'np.ndarray|None'=None  # `(pairs,)`, 0: none; NaN where the two are never on together
+
+def match_dictionaries(
+    atoms:'Tensor|np.ndarray',          # The learned ones, shape `(latent_dim, input_dim)`
+    true_atoms:'Tensor|np.ndarray',     # The known ones, shape `(n_features, input_dim)`
+    codes:'Tensor|np.ndarray|None'=None,        # Codes of some samples, `(n, latent_dim)`
+    true_codes:'Tensor|np.ndarray|None'=None,   # True codes of the same, `(n, n_features)`
+) -> Match:
+    """Match atoms one-to-one with known ones, and measure how well they agree.
+
+    Raises `ValueError` for shapes that do not fit, `ImportError` without scipy. Source: the
+    assignment of Kuhn 1955; MCC as in Sharkey et al., *Taking features out of superposition*, 2022."""
+    try: from scipy.optimize import linear_sum_assignment
+    except ImportError as e:
+        raise ImportError("this needs scipy: pip install sparse_ae[sklearn]") from e
+    a, b = (as_rows(name, value).float() for name, value in (('atoms', atoms), ('true_atoms', true_atoms)))
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"true_atoms must have shape (n_features, {a.shape[1]}), as atoms have, "
+                         f"got {tuple(b.shape)}")
+    cosines = (F.normalize(b, dim=1) @ F.normalize(a, dim=1).T).cpu().numpy()
+    features, latents = linear_sum_assignment(-cosines)
+    pairs = cosines[features, latents]
+    match = Match(float(pairs.mean()), latents, features, pairs)
+    if (codes is None) != (true_codes is None):
+        raise ValueError("codes and true_codes must be given together")
+    return match if codes is None else match._replace(**_firing(match, codes, true_codes))
+
+def _firing(match:Match, codes:Any, true_codes:Any) -> dict[str, np.ndarray]:
+    "Precision, recall and shrinkage of the matched pairs."
+    z, true = as_rows('codes', codes), as_rows('true_codes', true_codes)
+    if len(z) != len(true):
+        raise ValueError(f"true_codes must be of the same samples as codes, got {len(true)} and {len(z)}")
+    z, true = z[:, match.latents].double().cpu(), true[:, match.features].double().cpu()
+    both = (z != 0) & (true != 0)
+    over = lambda part, whole: (part / torch.where(whole == 0, torch.nan, whole)).numpy()
+    size = torch.where(both, true.square(), 0.).sum(0)
+    return dict(precision=over(both.sum(0), (z != 0).sum(0)), recall=over(both.sum(0), (true != 0).sum(0)),
+                shrinkage=1 - over(torch.where(both, z*true, 0.).sum(0), size))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PENALTIES', 'check_code', 'l1_sparsity_loss', 'mean_activation', 'kl_divergence_sparsity_loss', 'hoyer_sparseness',
-           'hoyer_sparsity_loss', 'no_sparsity_loss', 'get_penalty', 'LayerSparsity']
+           'hoyer_sparsity_loss', 'HoyerTarget', 'log_sparsity_loss', 'p_norm_sparsity_loss', 'l0_sparsity_loss',
+           'no_sparsity_loss', 'get_penalty', 'LayerSparsity']
 
 # %% ../nbs/01_losses.ipynb #315c82f4
 import math
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import (check_choice, check_fraction, check_int, check_not_negative,
-                              check_number)
+                              check_number, check_positive)
 
 # %% ../nbs/01_losses.ipynb #4c393878
 def check_code(
@@ -94,6 +95,56 @@ def hoyer_sparsity_loss(
     "One minus the mean Hoyer sparseness of the codes. Raises `ValueError` if `latent_dim` is 1."
     return 1 - hoyer_sparseness(z).mean()
 
+# %% ../nbs/01_losses.ipynb #4c42b943
+@dataclass(frozen=True)
+class HoyerTarget:
+    """Penalty that asks for a given Hoyer sparseness of each code: `sparsity_type=HoyerTarget(0.8)`.
+
+    Source: the constraint of Hoyer, JMLR 5:1457-1469, 2004, section 3.2, as a penalty."""
+    sparseness:float    # The target, strictly between 0 (flat) and 1 (one-hot)
+
+    def __post_init__(self): check_fraction('sparseness', self.sparseness)
+
+    def __call__(self, z:Tensor) -> Tensor:
+        "Mean squared deviation from the target, scalar in [0, 1]."
+        return (hoyer_sparseness(z) - self.sparseness).square().mean()
+
+# %% ../nbs/01_losses.ipynb #f5d6d394
+def log_sparsity_loss(
+    z:Tensor,    # Code, shape `(..., latent_dim)`
+) -> Tensor:     # Scalar, `>= 0`
+    """Mean of `log(1 + z**2)`.
+
+    Source: the negative logarithm of a Cauchy prior; Olshausen & Field, Nature 381, 1996."""
+    return check_code(z).square().log1p().mean()
+
+# %% ../nbs/01_losses.ipynb #1c677c0f
+def p_norm_sparsity_loss(
+    z:Tensor,              # Code, shape `(..., latent_dim)`
+    p:float=0.5,           # Exponent, in (0, 1]; 1 is L1
+    epsilon:float=1e-3,    # Bounds the gradient near 0, by `p * epsilon**(p - 1)`
+) -> Tensor:               # Scalar, `>= 0`
+    """Mean of `(|z| + epsilon)**p - epsilon**p`.
+
+    Raises `ValueError` for a `p` outside (0, 1]. Source: Karvonen et al., *Measuring progress in
+    dictionary learning*, 2024, with `epsilon` added."""
+    p = check_number('p', p, 'above 0 and at most 1', lambda v: 0 < v <= 1)
+    epsilon = check_positive('epsilon', epsilon)
+    return ((check_code(z).abs() + epsilon)**p - epsilon**p).mean()
+
+# %% ../nbs/01_losses.ipynb #8e43d125
+def l0_sparsity_loss(
+    z:Tensor,    # Code, or its step with a pseudo-gradient, shape `(..., latent_dim)`
+) -> Tensor:     # Scalar in [0, 1]
+    """Share of latents that are active: L0 over `latent_dim`.
+
+    Source: Rajamanoharan et al., *Jumping ahead*, 2024, equation 9, with the mean over the latents
+    in place of the sum."""
+    active = (check_code(z) != 0).to(z)
+    return (z - z.detach() + active).mean()  # of a step, this is its mean
+
+l0_sparsity_loss.acts_on = 'step'
+
 # %% ../nbs/01_losses.ipynb #f10856c6
 def no_sparsity_loss(
     z:Tensor,    # Code, any shape
@@ -102,7 +153,8 @@ def no_sparsity_loss(
     return z.new_zeros(())
 
 PENALTIES = {'kl': kl_divergence_sparsity_loss, 'l1': l1_sparsity_loss,
-             'hoyer': hoyer_sparsity_loss, 'none': no_sparsity_loss}
+             'hoyer': hoyer_sparsity_loss, 'log': log_sparsity_loss, 'l0': l0_sparsity_loss,
+             'none': no_sparsity_loss}
 
 def get_penalty(
     sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # Name in `PENALTIES`, or `z -> scalar`

@@ -145,7 +145,7 @@ def _combine(self:Stacked, recon:Tensor, z:Tensor, sparsity_weight:Tensor, ramp:
     kind = self.trainers[0].options['sparsity_type']
     penalty = get_penalty(kind)
     if kind == 'kl': penalty = partial(penalty, target_sparsity=target)
-    return combine(recon, z, penalty, sparsity_weight, ramp)
+    return combine(recon, z, penalty(z), sparsity_weight, ramp)
 
 @patch
 def backward(self:Stacked, losses:list[Losses], share:float) -> None:
@@ -187,7 +187,7 @@ def close(self:Stacked) -> None:
 
 # %% ../nbs/14_sweeps.ipynb #c0181705
 ALIKE = ('sparsity_type', 'num_epochs', 'batch_size', 'accumulate', 'steps_per_epoch', 'optimizer',
-         'lr_schedule', 'lr_warmup', 'autocast', 'device')
+         'lr_schedule', 'lr_warmup', 'autocast', 'device', 'initialize', 'normalize')
 
 def _alone_because(
     trainer:Trainer,    # A run
@@ -195,6 +195,7 @@ def _alone_because(
     "What keeps a run from being stacked with others."
     t, o = trainer, trainer.options
     if not isinstance(t.model, BaseSparseAutoencoder): return "the model is not of this library"
+    if not t.model.activation.stackable: return "its code activation learns, or looks at batches"
     if any(not p.requires_grad for p in t.model.parameters()): return "some parameters are frozen"
     if t.train.rows is None or t.val.rows is None: return "the data are not rows in memory"
     if type(t.optimizer) not in ELEMENTWISE: return "the optimiser may mix entries of a tensor"

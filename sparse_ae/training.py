@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'AUTOCAST', 'MEASURED', 'STATE', 'FREE', 'Losses', 'count_active', 'reconstruct', 'batch_losses',
-           'combine', 'Meter', 'TrainingDiverged', 'check_autoencoder', 'make_optimizer', 'Trainer', 'Alone',
-           'fit_together', 'train_sparse_autoencoder_with_early_stopping']
+           'penalised', 'combine', 'Meter', 'TrainingDiverged', 'check_autoencoder', 'make_optimizer', 'Trainer',
+           'Alone', 'fit_together', 'train_sparse_autoencoder_with_early_stopping']
 
 # %% ../nbs/02_training.ipynb #76e84497
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
@@ -22,12 +22,14 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
+from .activations import CodeActivation
 from .batches import Batches
 from .callbacks import (EVENTS, Callback, ClipGradients, EarlyStopping,
                                  LearningRateSchedule, ProgressBar)
 from .checkpoints import Checkpoint, read_state
 from .checks import (check_bool, check_choice, check_device, check_int, check_not_negative,
                               check_positive)
+from .initialisation import StartFromData, data_scale
 from .live_latents import SparsityTarget, SparsityWarmup, reviver
 from .losses import get_penalty, mean_activation
 from .models import Encoded, evaluating
@@ -84,20 +86,30 @@ def batch_losses(
     "The losses of one batch, from one encoder pass."
     encoded, x_reconstructed = reconstruct(model, x)
     values = {term.name: term(model, x, encoded, generator) for term in terms}
-    recon = F.mse_loss(x_reconstructed, x)
-    return combine(recon, encoded.z, penalty, sparsity_weight, ramp, terms, values)
+    recon, sparsity = F.mse_loss(x_reconstructed, x), penalty(penalised(model, encoded, penalty))
+    return combine(recon, encoded.z, sparsity, sparsity_weight, ramp, terms, values)
+
+def penalised(
+    model:nn.Module,                      # Any module with `encode` and `decode`
+    encoded:Encoded,                      # What it made of a batch
+    penalty:Callable[[Tensor], Tensor],   # What will be applied
+) -> Tensor:                              # Shape of the code
+    "What the penalty acts on: the code, or what the code activation offers in its place."
+    activation = getattr(model, 'activation', None)
+    if not isinstance(activation, CodeActivation): return encoded.z
+    if getattr(penalty, 'acts_on', 'code') == 'step': return activation.step(encoded.pre)
+    return activation.penalised(encoded.pre, encoded.z)
 
 def combine(
     recon:Tensor,                         # Mean squared error, scalar
     z:Tensor,                             # Code, shape `(batch, ...)`
-    penalty:Callable[[Tensor], Tensor],   # Function of the code
+    sparsity:Tensor,                      # What the penalty gave, scalar
     sparsity_weight:float,                # Weight of the penalty
     ramp:float=1.,                        # Part of that weight which acts
     terms:Sequence=(),                    # Regularisers
     values:Mapping[str, Tensor]={},       # What they gave, by name
 ) -> Losses:
     "The terms of the loss, put together."
-    sparsity = penalty(z)
     if not isinstance(sparsity, Tensor) or sparsity.ndim:
         got = (f"shape {tuple(sparsity.shape)}" if isinstance(sparsity, Tensor) else
                type(sparsity).__name__)
@@ -178,7 +190,7 @@ def _trainable(model:Any) -> list[Tensor]:
 
 def _warn_of_high_rates(model:nn.Module, batches:Batches) -> None:
     "Warn if the KL divergence would read mean activations above 1 as rates."
-    x = batches.rows[:batches.batch_size].to(batches.device, batches.dtype)
+    x = batches.rows[:batches.batch_size].to(batches.device, batches.dtype) * batches.scale
     with evaluating(model): rate = mean_activation(model.encode(x)).max().item()
     if rate > 1:
         warnings.warn(f"before training a latent's mean activation is {rate:.3g}, and the 'kl' "
@@ -220,13 +232,15 @@ class Trainer:
         patience:int,                     # Epochs without improvement before training stops
         sparsity_weight:float=0.1,        # Weight of the penalty, `>= 0`
         target_sparsity:float=0.05,       # Target rate of `'kl'`, strictly between 0 and 1
-        sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # 'kl', 'l1', 'hoyer', 'none', `f(z)`
+        sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # A name in `PENALTIES`, or `f(z)`
         device:'str|torch.device'='cpu',  # Where to train; the model stays there
         *,
         batch_size:int=256,               # Samples in a batch, at most
         accumulate:int=1,                 # Batches in a step of the optimiser
         steps_per_epoch:'int|None'=None,  # Steps in an epoch; `None`: one pass over `train_data`
         seed:'int|None'=None,             # Of the order, not a DataLoader's; `None`: torch's own
+        initialize:bool=False,            # Start a single-layer model from the data
+        normalize:'bool|float'=False,     # Train on data divided by their standard deviation
         verbose:int=1,                    # 0: silent. 1: progress bar. 2: a line an epoch as well
         optimizer:'str|Callable'='adam',  # 'adam', 'adamw', or `f(parameters, lr=...)`
         lr_schedule:str='constant',       # 'constant', 'linear' or 'cosine' decay to 0
@@ -266,8 +280,12 @@ def _check_options(self:Trainer, model:nn.Module) -> None:
     self.num_epochs = check_int('num_epochs', o['num_epochs'])
     check_positive('learning_rate', o['learning_rate'])
     check_not_negative('sparsity_weight', o['sparsity_weight'])
-    get_penalty(o['sparsity_type'], o['target_sparsity'])
+    penalty = get_penalty(o['sparsity_type'], o['target_sparsity'])
     self.parameters = _trainable(model)
+    activation = getattr(model, 'activation', None)
+    if getattr(penalty, 'acts_on', 'code') == 'step' and not getattr(activation, 'has_step', False):
+        raise ValueError("sparsity_type 'l0' has a gradient only with a code activation whose "
+                         f"threshold learns, as 'jumprelu'; got {activation}")
     check_choice('autocast', o['autocast'], AUTOCAST)
     self.losses_of = (torch.compile(batch_losses) if check_bool('compile', o['compile']) else
                       batch_losses)
@@ -309,6 +327,13 @@ def _make_batches(self:Trainer, train_data:Any, val_data:Any) -> None:
     if self.val.one_time:
         raise ValueError("val_data must be there anew in each epoch, got an iterator, "
                          f"{type(val_data).__name__}")
+    self.scale = data_scale(o['normalize'], self.train.rows)
+    self.train.scale = self.val.scale = self.scale
+    if o['normalize'] is not False:
+        if not hasattr(model, 'rescale'):
+            raise ValueError("normalize must be False for a model that is not one of this "
+                             f"library's, got {o['normalize']!r} for {type(model).__name__}")
+        model.rescale(1.)  # raises if it has no unit
     if o['sparsity_type'] == 'kl' and self.train.rows is not None:
         _warn_of_high_rates(model, self.train)
 
@@ -326,7 +351,7 @@ def _make_state(self:Trainer) -> None:
     self.peak_rate = self.learning_rate  # of which a schedule takes a part
     self.optimizer = make_optimizer(o['optimizer'], self.parameters, self.learning_rate)
     self.epoch = self.step = 0
-    self.ramp, self.warming_up = 1., set()
+    self.ramp, self.warming_up, self.scaled = 1., set(), False
     self.stopped_by = self.error = self.losses = self.batches = None
     self.meter, self.measured = Meter(), {}
     terms = [f'{side}_{term.name}' for side in ('train', 'val') for term in self.terms]
@@ -342,10 +367,12 @@ def _make_callbacks(self:Trainer) -> None:
     if monitor == 'auto': monitor = 'loss' if target == (None, None) else 'recon_loss'
     if warmup is None: warmup = 0.3*self.num_epochs if o['sparsity_type'] == 'hoyer' else 0.
     callbacks = [
+        *([StartFromData(o['target_l0'])] if check_bool('initialize', o['initialize']) else []),
         *([] if (o['lr_schedule'], o['lr_warmup']) == ('constant', 0) else
           [LearningRateSchedule(o['lr_schedule'], o['lr_warmup'])]),
         *([SparsityWarmup(warmup)] if warmup else []),
         *([] if target == (None, None) else [SparsityTarget(*target)]),
+        *([o['sparsity_type']] if isinstance(o['sparsity_type'], Callback) else []),
         *filter(None, [reviver(o['revive'], self.model)]),
         *([] if o['clip_grad_norm'] is None else [ClipGradients(o['clip_grad_norm'])]),
         EarlyStopping(o['patience'], monitor, o['min_delta']), *o['callbacks'],
@@ -440,6 +467,22 @@ def fit_together(
     computation:Callable=Alone,        # Computes the steps of a list of trainers
 ) -> None:
     "Train until each has stopped. Afterwards the models have their best weights, in eval mode."
+    with _in_unit_of_data(trainers): _fit(trainers, computation)
+
+@contextmanager
+def _in_unit_of_data(trainers:Sequence[Trainer]) -> Iterator[None]:
+    "Models for the data as they are become models for the scaled ones, and back."
+    for t in trainers:
+        if t.scale != 1 and not t.scaled:
+            t.model.rescale(t.scale)
+            t.scaled = True
+    try: yield
+    finally:
+        for t in trainers:
+            if t.scaled: t.model.rescale(1 / t.scale)
+            t.scaled = False
+
+def _fit(trainers:Sequence[Trainer], computation:Callable) -> None:
     def tell(event, some):
         for t in some: t.event(event)
     at_work = compute = None
@@ -562,7 +605,7 @@ def fit(
 
 # %% ../nbs/02_training.ipynb #aeb0f7d0
 STATE = ('epoch', 'step', 'sparsity_weight', 'target_sparsity', 'learning_rate', 'peak_rate',
-         'ramp', 'stopped_by', 'history')
+         'ramp', 'scaled', 'stopped_by', 'history')
 
 FREE = ('num_epochs', 'patience', 'verbose', 'device', 'callbacks', 'resume', 'checkpoint_dir',
         'checkpoint_epochs', 'checkpoint_minutes')  # may change when a run goes on
@@ -641,7 +684,7 @@ def train_sparse_autoencoder_with_early_stopping(
     patience:int,                     # Epochs without a lower validation loss before training stops
     sparsity_weight:float=0.1,        # Weight of the penalty, `>= 0`
     target_sparsity:float=0.05,       # Target rate of `'kl'`, strictly between 0 and 1
-    sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # 'kl', 'l1', 'hoyer', 'none', z -> scalar
+    sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # A name in `PENALTIES`, or `f(z)`
     device:'str|torch.device'='cpu',  # Where to train; the model stays there
     **kwargs:Any,                     # More arguments of `Trainer`
 ) -> dict:                            # The history

@@ -71,7 +71,8 @@ def test_report_escapes_what_comes_from_outside(script, tmp_path):
 MISTAKES = {
     'missing.npy': "data must be a file that exists, got 'missing.npy'",
     'data.csv': "data must be a .npy or .npz file, got 'data.csv'",
-    'good.npy --sparsity_type L2': "sparsity_type must be 'kl', 'l1', 'hoyer' or 'none', got 'L2'",
+    'good.npy --sparsity_type L2':
+        "sparsity_type must be 'kl', 'l1', 'hoyer', 'log', 'l0' or 'none', got 'L2'",
     'good.npy --hidden_dims wide':
         "hidden_dims must be 'half', 'none' or widths such as 64,32, got 'wide'",
     'good.npy --image_shape 2x2': 'image_shape must have 6 entries',

@@ -94,8 +94,9 @@ def test_import_is_light():
 
 
 def test_modules_look_one_way():
-    order = ['checks', 'losses', 'activations', 'encoders', 'models', 'batches', 'callbacks', 'io', 'checkpoints',
-             'live_latents', 'geometry', 'training', 'eval_viz', 'sweeps']
+    order = ['checks', 'losses', 'activations', 'encoders', 'models', 'batches', 'callbacks', 'io',
+             'checkpoints', 'initialisation', 'live_latents', 'geometry', 'objectives', 'training',
+             'eval_viz', 'sweeps', 'reading', 'presets']
     for rank, name in enumerate(order):
         found = re.findall(r'^from \.(\w+) import', (ROOT/'sparse_ae'/f'{name}.py').read_text(),
                            flags=re.M)
