@@ -8,11 +8,12 @@ import torch
 
 def run(
     doc,      # Of the benchmark, shown by `--help`
-    parts,    # Functions of the number of rounds, by name, that give rows `(what, figure, wanted)`
+    parts,    # Functions of the number of rounds, by name, that give rows of words and figures
     title,    # Of the page
     intro,    # What the figures are, in words
     page,     # `Path` of the page
     rounds,   # Where `--rounds` is not given
+    header=('what', 'figure', 'wanted'),  # Of the table
 ):
     "Measure the parts, print a table, and write the page if all were measured."
     parser = argparse.ArgumentParser(description=doc,
@@ -23,8 +24,9 @@ def run(
     rows = []
     for name, part in parts.items():
         if args.part in (None, name): rows += part(args.rounds)
-    lines = ['| what | figure | wanted |', '|---|---|---|',
-             *(f'| {what} | {value:.3f} | {wanted} |' for what, value, wanted in rows)]
+    cell = lambda value: value if isinstance(value, str) else f'{value:.3f}'
+    lines = [f"| {' | '.join(header)} |", '|' + '---|'*len(header),
+             *(f"| {' | '.join(map(cell, row))} |" for row in rows)]
     print('\n'.join(lines))
     if args.part is None:
         where = (f'{args.rounds} rounds, {torch.get_num_threads()} threads, torch '

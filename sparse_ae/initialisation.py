@@ -73,7 +73,7 @@ def _start_thresholds(self:BaseSparseAutoencoder, x:Tensor, l0:float) -> None:
     if hasattr(self.activation, 'bandwidth'): self.activation.bandwidth = threshold
     self.activation.restart(torch.arange(self.latent_dim))
 
-# %% ../nbs/24_initialisation.ipynb #def71c11
+# %% ../nbs/24_initialisation.ipynb #3d35fba5
 class StartFromData(Callback):
     "Starts a single-layer model from the data, before the first step."
     one_run = True
@@ -87,6 +87,11 @@ class StartFromData(Callback):
         if getattr(trainer.model, 'depth', 2) > 1 or not hasattr(trainer.model, 'initialize'):
             raise ValueError("initialize must be False for a model with hidden layers, or not of "
                              f"this library, got True for {type(trainer.model).__name__}")
+        self.activation = trainer.model.activation
+
+    def state_dict(self): return {'options': self.activation.options}  # thresholds of the start
+
+    def load_state_dict(self, state): vars(self.activation).update(state['options'])
 
     def before_step(self, trainer):
         if trainer.step: return

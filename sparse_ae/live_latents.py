@@ -7,6 +7,7 @@ __all__ = ['FLOOR', 'THRESHOLD', 'STEP', 'REVIVERS', 'SparsityWarmup', 'Annealed
            'resample', 'Resample', 'AuxiliaryLoss', 'reviver']
 
 # %% ../nbs/12_live_latents.ipynb #9d3e2882
+import copy
 import math
 import warnings
 from typing import Any
@@ -102,10 +103,10 @@ class SparsityTarget(Callback):
         if trainer.options['sparsity_type'] == 'none':
             raise ValueError("sparsity_type must be a penalty where its weight is to be adjusted, "
                              "got 'none'")
-        activation = getattr(trainer.model, 'activation', None)
-        if getattr(activation, 'fixes_l0', False):
-            raise ValueError("target_l0 and target_sparsity_level must be None for a code "
-                             f"activation that fixes how many latents are active, {activation}")
+        if getattr(trainer.model, 'fixes_l0', False):
+            raise ValueError("target_l0 and target_sparsity_level must be None for a model that "
+                             f"fixes how many latents are active, got {trainer.model.activation} "
+                             f"and {trainer.model.encoder}")
         latents = getattr(trainer.model, 'latent_dim', math.inf)
         if self.l0 is not None and self.l0 > latents:
             raise ValueError(f"target_l0 must be at most {latents}, the number of latents, "
@@ -170,7 +171,7 @@ class DeadLatents(Callback):
 
     def __init__(
         self,
-        window:'int|None'=None,    # Samples; `None`: an epoch, at least 1,024, at most 131,072
+        window:'int|None'=None,    # Samples; `None`: an epoch, at least 1,024, at most 65,536
     ):
         self.window = None if window is None else check_int('window', window)
         self.seen, self.active = 0, None
@@ -178,7 +179,7 @@ class DeadLatents(Callback):
     def before_fit(self, trainer):
         if self.window is None:
             n = None if trainer.train.rows is None else len(trainer.train.rows)
-            self.window = 2**17 if n is None else min(2**17, n * math.ceil(1024 / n))
+            self.window = 2**16 if n is None else min(2**16, n * math.ceil(1024 / n))
 
     def after_loss(self, trainer):
         if not trainer.model.training: return
@@ -244,6 +245,11 @@ def resample(
     on = z > 0
     size = z[on].mean() if on.any() else z.new_ones(())
     away = h[chosen] - h.mean(0)
+    chooses = model.fixes_l0 or model.activation.has_step  # which latents are active, by itself
+    if model.depth == 1 and (chooses or model.encoder.single_layer):
+        _compete(model, dead, unit_norm((x - model.decode(z))[chosen], 1))
+        _forget(model, dead, moments)
+        return len(dead)
     rows, distance = unit_norm(away, 1), torch.linalg.vector_norm(away, dim=1).clamp(min=1e-6)
     direction, step = _correction(model, x[chosen], z[chosen], rows if model.tied else None)
     if model.tied: gain = (STEP*step.clamp(min=1e-3) / (distance*(1 - THRESHOLD))).sqrt()
@@ -257,6 +263,13 @@ def resample(
     model.activation.restart(dead)
     _forget(model, dead, moments)
     return len(dead)
+
+def _compete(model:BaseSparseAutoencoder, dead:Tensor, directions:Tensor) -> None:
+    "Latents that look for these unit directions and write them: in top-k the best fit is active."
+    if not model.tied: model.decoder_mat_1[:, dead] = directions.T
+    model.encoder_mat_1[dead] = directions
+    model.normalize_decoder_weights()
+    model.encoder_bias_1[dead] = -model.encoder_weights()[0][dead] @ model.decoder_bias_1
 
 def _set_thresholds(model:BaseSparseAutoencoder, dead:Tensor, h:Tensor, away:Tensor) -> None:
     "Biases with which each latent is on near its own input only."
@@ -290,11 +303,20 @@ class Resample(DeadLatents):
     "Points each dead latent at an input that is badly reconstructed."
     revived = 0    # in this epoch
 
+    def __init__(
+        self,
+        window:'int|None'=None,    # Samples; `None`: an epoch, at least 1,024, at most 65,536
+        until:float=1.,            # Part of the epochs after which no more are revived
+    ):
+        super().__init__(window)
+        self.until = check_number('until', until, 'above 0 and at most 1', lambda v: 0 < v <= 1)
+
     def before_fit(self, trainer):
         super().before_fit(trainer)
         trainer.history.setdefault('revived', [])
 
     def before_step(self, trainer):
+        if trainer.progress >= self.until*trainer.num_epochs: return
         dead = self.dead()
         if dead is None or not dead.any(): return
         with evaluating(trainer.model):
@@ -315,7 +337,7 @@ class AuxiliaryLoss(DeadLatents):
         self,
         weight:float=1/32,         # Of the auxiliary loss
         k:'int|None'=None,         # Dead latents used for a sample; `None`: half of `input_dim`
-        window:'int|None'=None,    # Samples; `None`: an epoch, at least 1,024, at most 131,072
+        window:'int|None'=None,    # Samples; `None`: an epoch, at least 1,024, at most 65,536
     ):
         super().__init__(window)
         self.weight, self.k = check_not_negative('weight', weight), k and check_int('k', k)
@@ -354,6 +376,6 @@ def reviver(
                                   f"library's, got {revive!r} for {type(model).__name__}")
     if frozen: raise ValueError("revive must be None for a model with frozen parameters, which it "
                                 f"would change, got {revive!r}")
-    if isinstance(revive, DeadLatents): return revive
+    if isinstance(revive, DeadLatents): return copy.deepcopy(revive)  # one serves many runs
     return {'auto': Resample, **REVIVERS}[check_choice('revive', revive,
                                                        ('auto', *REVIVERS, None))]()

@@ -124,6 +124,11 @@ def _layers(self:BaseSparseAutoencoder, name:str) -> list:
 def dtype(self:BaseSparseAutoencoder) -> torch.dtype: return self.encoder_mat_1.dtype
 
 @patch(as_prop=True)
+def fixes_l0(self:BaseSparseAutoencoder) -> bool:
+    "Does the number of active latents depend on the model alone, whatever the penalty?"
+    return self.activation.fixes_l0 or self.encoder.fixes_l0
+
+@patch(as_prop=True)
 def device(self:BaseSparseAutoencoder) -> torch.device: return self.encoder_mat_1.device
 
 @patch

@@ -25,6 +25,7 @@ from torch.func import vmap
 from .callbacks import Callback
 from .checks import check_int
 from .eval_viz import _figure, _saved, evaluate_sparse_autoencoder
+from .live_latents import AuxiliaryLoss
 from .losses import get_penalty
 from .models import BaseSparseAutoencoder
 from .training import (AUTOCAST, Alone, Losses, Trainer, combine, fit_together,
@@ -199,7 +200,8 @@ def _alone_because(
     if any(not p.requires_grad for p in t.model.parameters()): return "some parameters are frozen"
     if t.train.rows is None or t.val.rows is None: return "the data are not rows in memory"
     if type(t.optimizer) not in ELEMENTWISE: return "the optimiser may mix entries of a tensor"
-    if t.terms or o['revive'] == 'auxiliary': return "there are regularisers"
+    if t.terms or any(isinstance(c, AuxiliaryLoss) for c in t.callbacks):
+        return "there are regularisers"
     if o['compile']: return "it is to be compiled"
     if list(o['callbacks']): return "it has callbacks of its own"
     if o['checkpoint_dir'] is not None: return "it writes checkpoints"

@@ -8,6 +8,7 @@ __all__ = ['OPTIMIZERS', 'AUTOCAST', 'MEASURED', 'STATE', 'FREE', 'Losses', 'cou
            'Alone', 'fit_together', 'train_sparse_autoencoder_with_early_stopping']
 
 # %% ../nbs/02_training.ipynb #76e84497
+import copy
 import math
 import time
 import warnings
@@ -263,6 +264,8 @@ class Trainer:
     ):
         self.options = {k: v for k, v in locals().items()
                         if k not in ('self', 'model', 'train_data', 'val_data', '__class__')}
+        if isinstance(sparsity_type, Callback):  # one object serves many runs
+            self.options['sparsity_type'] = copy.deepcopy(sparsity_type)
         self._check_options(model)
         self.model, self.generator = model.to(check_device(device)), torch.Generator()
         self.generator.manual_seed(torch.seed() if seed is None else check_int('seed', seed, 0))
@@ -270,6 +273,7 @@ class Trainer:
         self._make_state()
         self._make_callbacks()
         if hasattr(model, 'normalize_decoder_weights'): model.normalize_decoder_weights()
+        self.identity = self._identity()
         if resume: self._resume()
 
 # %% ../nbs/02_training.ipynb #669e5c06
@@ -635,7 +639,7 @@ def _with_state(self:Trainer) -> list[Callback]:
 @patch
 def state_dict(self:Trainer) -> dict:
     "All that training needs to go on, bit for bit, in another process."
-    return {**{name: getattr(self, name) for name in STATE}, 'identity': self._identity(),
+    return {**{name: getattr(self, name) for name in STATE}, 'identity': self.identity,
             'warming_up': sorted(self.warming_up), 'model': self.model.state_dict(),
             'optimizer': self.optimizer.state_dict(), 'meter': self.meter.state_dict(),
             'train': self.train.state_dict(), 'val': self.val.state_dict(),
@@ -646,7 +650,7 @@ def state_dict(self:Trainer) -> dict:
 @patch
 def load_state_dict(self:Trainer, state:dict) -> None:
     "Go on where `state` was taken. `ValueError` if it is of another kind of run."
-    for name, value in self._identity().items():
+    for name, value in self.identity.items():
         if state['identity'].get(name) != value:
             there = state['identity'].get(name)
             raise ValueError(f"{name} must be as in the checkpoint, {there!r}, got {value!r}")

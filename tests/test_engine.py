@@ -14,7 +14,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from sparse_ae import (AuxiliaryLoss, Callback, Contractive, EarlyStopping, Isometry,
+from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, Callback, Contractive, EarlyStopping, Isometry,
                        LayerSparsity, LogFile, Resample, SparseAutoencoder, TensorBoardLog,
                        TiedWeightSparseAutoencoder, Trainer, TrainingDiverged, WandbLog,
                        evaluate_sparse_autoencoder, sweep)
@@ -297,8 +297,7 @@ def test_a_target_holds_on_the_validation_data(split, sparsity_type):
 
 
 @pytest.mark.parametrize('make', [
-    lambda folder: dict(callbacks=[EarlyStopping(5)]), lambda folder: dict(revive=AuxiliaryLoss()),
-    lambda folder: dict(revive=Resample()),
+    lambda folder: dict(callbacks=[EarlyStopping(5)]),
     lambda folder: dict(callbacks=[LogFile(folder/'log.csv')])])
 def test_what_remembers_a_run_belongs_to_it_alone(split, tmp_path, make):
     options = make(tmp_path)
@@ -309,6 +308,22 @@ def test_what_remembers_a_run_belongs_to_it_alone(split, tmp_path, make):
     with pytest.raises(ValueError, match='callbacks must be made anew for each run, got a'):
         sweep(lambda: SparseAutoencoder(64, 5), *split, dict(seed=[0, 1]), **common,
               **make(tmp_path))
+
+
+@pytest.mark.parametrize('make', [
+    lambda: dict(revive=AuxiliaryLoss()), lambda: dict(revive=Resample(window=300)),
+    lambda: dict(sparsity_type=AnnealedPNorm(0.5))])
+def test_arguments_serve_many_runs(split, make):
+    options, common = make(), dict(num_epochs=4, learning_rate=3e-3, patience=4, verbose=0, seed=0)
+
+    def losses(options):
+        torch.manual_seed(0)
+        return fit(SparseAutoencoder(64, 50), *split, **common, **options)['val_loss']
+    assert losses(options) == losses(options) == losses(make())
+    torch.manual_seed(0)
+    runs = sweep(lambda: SparseAutoencoder(64, 50), *split, dict(seed=[0, 1]), **{
+        k: v for k, v in common.items() if k != 'seed'}, **options)
+    assert runs[0].history['val_loss'] == losses(options)
 
 
 def test_a_stream_may_end_where_an_epoch_does(split):
