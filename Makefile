@@ -50,9 +50,10 @@ hooks: setup     ## git and Jupyter hooks that clean notebooks
 example: setup   ## the example script
 	$(BIN)/python examples/sparse_autoencoder_example.py
 
-bench: setup     ## what training and the widgets cost, into benchmarks
+bench: setup     ## what training and the widgets cost, how good dictionaries are, into benchmarks
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/laboratory.py
+	$(BIN)/python benchmarks/quality.py
 
 clean:           ## what can be made again
 	rm -rf $(VENV) _docs _proc runs nbs/runs dist build *.egg-info .pytest_cache .hypothesis \

@@ -262,10 +262,10 @@ def sparse_ae_train(
     key:str='',                   # Which array of an .npz file; empty: the only one
     latent_dim:int=0,             # Number of latents; 0: as many as input features
     hidden_dims:str='half',       # 64,32: widths; half: one layer, half-way; none: no hidden layer
-    activation:str='relu',        # Code activation: relu, sigmoid or identity
+    activation:str='relu',        # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated
     decoder_norm:str='row',       # Rows or columns of the decoder with norm 1: row, atom or none
     tied:bool=False,              # Decoder uses the transposed encoder weights (default: its own)
-    sparsity_type:str='kl',       # Penalty: kl, l1, hoyer or none
+    sparsity_type:str='kl',       # Penalty: kl, l1, hoyer, log, l0 (of jumprelu) or none
     sparsity_weight:float=0.1,    # Weight of the penalty
     target_sparsity:float=0.05,   # Target rate of kl, between 0 and 1
     target_l0:float=0.,           # Adjust the weight to so many active latents a sample; 0: do not
