@@ -24,7 +24,7 @@ from sparse_ae import (SparseAutoencoder, TopK, dictionary, image_patches, match
                        sparse_dictionary, train_sparse_autoencoder_with_early_stopping)
 
 BATCH = 512
-SECONDS = 120   # for scikit-learn, which would take hours for as many samples
+SECONDS = 60   # for scikit-learn, which would take hours for as many samples
 
 
 def batches(x, steps, seed):
@@ -70,13 +70,16 @@ def scikit_learn(x, new, latents, k, steps, seed):
     "MiniBatchDictionaryLearning for a given time, codes by orthogonal matching pursuit."
     mean, start = x.mean(0), time.perf_counter()
     model = MiniBatchDictionaryLearning(latents, alpha=0.5, batch_size=BATCH, random_state=seed,
-                                        fit_algorithm='cd', positive_code=True,
-                                        transform_algorithm='omp', transform_n_nonzero_coefs=k)
+                                        fit_algorithm='cd', transform_algorithm='omp',
+                                        transform_n_nonzero_coefs=k)
     for batch in batches(x - mean, steps, seed):
         model.partial_fit(batch.numpy())
         if time.perf_counter() - start > SECONDS: break
+    # its codes have signs: an atom points where they are positive on the whole
+    signs = np.sign(model.transform((x[:2000] - mean).numpy()).sum(0))
+    model.components_ *= np.where(signs == 0, 1, signs)[:, None]
     atoms = torch.as_tensor(model.components_, dtype=torch.float32)
-    encode = lambda some: torch.as_tensor(model.transform((some - mean).numpy()), dtype=torch.float32)
+    encode = lambda some: torch.as_tensor(model.transform((some - mean).numpy())).float()
     return encode, lambda z: z @ atoms + mean, atoms
 
 

@@ -213,7 +213,8 @@ class BatchTopK(_Largest):
     def attach(self, latent_dim, device='cpu', dtype=None):
         super().attach(latent_dim)
         self.register_buffer('threshold', torch.zeros((), device=device, dtype=dtype))
-        self.register_buffer('num_batches_tracked', torch.zeros((), dtype=torch.long, device=device))
+        seen = torch.zeros((), dtype=torch.long, device=device)
+        self.register_buffer('num_batches_tracked', seen)
         return self
 
     def forward(self, pre):

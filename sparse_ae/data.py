@@ -182,7 +182,7 @@ def sparse_dictionary(
 ) -> SparseDictionary:         # What samples come from
     """A source of synthetic data with a known dictionary of random unit atoms.
 
-    Raises `TypeError` or `ValueError` for bad arguments, as an `l0` that these rates cannot have."""
+    Raises `TypeError` or `ValueError` for bad arguments, as an `l0` that rates cannot have."""
     n_features, input_dim = check_int('n_features', n_features), check_int('input_dim', input_dim)
     l0, noise = check_positive('l0', l0), check_not_negative('noise', noise)
     check_choice('rates', rates, ('zipf', 'flat'))

@@ -27,7 +27,8 @@ class CodeEncoder(Choice):
         explained:Callable[[Tensor], Tensor],    # `z -> W_e D z`
         activation:nn.Module,                    # The code activation
     ) -> tuple[Tensor, Tensor]:                  # Code; its value before the code activation
-        raise NotImplementedError(f"{type(self).__name__} must have a run(pre, explained, activation)")
+        raise NotImplementedError(f"{type(self).__name__} must have a "
+                                  "run(pre, explained, activation)")
 
 class Linear(CodeEncoder):
     "The activation of the pre-activation: one product."
@@ -56,7 +57,8 @@ class Unrolled(CodeEncoder):
         steps:int=3,            # After the first estimate; 0 is the linear encoder
         step_size:float=1.,     # `eta`; of a tied model at most `1 / norm(D)**2`
     ):
-        self.steps, self.step_size = check_int('steps', steps, 0), check_positive('step_size', step_size)
+        self.steps = check_int('steps', steps, 0)
+        self.step_size = check_positive('step_size', step_size)
 
     def run(self, pre, explained, activation):
         u = start = self.step_size * pre
@@ -70,8 +72,8 @@ class Unrolled(CodeEncoder):
 class MatchingPursuit(CodeEncoder):
     """The best latent for the residual, `k` times.
 
-    Source: Mallat & Zhang, 1993; as an encoder, Costa et al., *From flat to hierarchical: extracting
-    sparse representations with matching pursuit*, 2025."""
+    Source: Mallat & Zhang, 1993; as an encoder, Costa et al., *From flat to hierarchical:
+    extracting sparse representations with matching pursuit*, 2025."""
     name, fixes_l0 = 'matching_pursuit', True
     def __init__(
         self,

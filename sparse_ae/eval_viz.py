@@ -348,11 +348,12 @@ def match_dictionaries(
     """Match atoms one-to-one with known ones, and measure how well they agree.
 
     Raises `ValueError` for shapes that do not fit, `ImportError` without scipy. Source: the
-    assignment of Kuhn 1955; MCC as in Sharkey et al., *Taking features out of superposition*, 2022."""
+    assignment of Kuhn 1955; MCC as in Sharkey et al., *Taking features out of superposition*,
+    2022."""
     try: from scipy.optimize import linear_sum_assignment
     except ImportError as e:
         raise ImportError("this needs scipy: pip install sparse_ae[sklearn]") from e
-    a, b = (as_rows(name, value).float() for name, value in (('atoms', atoms), ('true_atoms', true_atoms)))
+    a, b = as_rows('atoms', atoms).float(), as_rows('true_atoms', true_atoms).float()
     if a.shape[1:] != b.shape[1:]:
         raise ValueError(f"true_atoms must have shape (n_features, {a.shape[1]}), as atoms have, "
                          f"got {tuple(b.shape)}")
@@ -368,10 +369,12 @@ def _firing(match:Match, codes:Any, true_codes:Any) -> dict[str, np.ndarray]:
     "Precision, recall and shrinkage of the matched pairs."
     z, true = as_rows('codes', codes), as_rows('true_codes', true_codes)
     if len(z) != len(true):
-        raise ValueError(f"true_codes must be of the same samples as codes, got {len(true)} and {len(z)}")
+        raise ValueError("true_codes must be of the same samples as codes, "
+                         f"got {len(true)} and {len(z)}")
     z, true = z[:, match.latents].double().cpu(), true[:, match.features].double().cpu()
     both = (z != 0) & (true != 0)
     over = lambda part, whole: (part / torch.where(whole == 0, torch.nan, whole)).numpy()
     size = torch.where(both, true.square(), 0.).sum(0)
-    return dict(precision=over(both.sum(0), (z != 0).sum(0)), recall=over(both.sum(0), (true != 0).sum(0)),
+    return dict(precision=over(both.sum(0), (z != 0).sum(0)),
+                recall=over(both.sum(0), (true != 0).sum(0)),
                 shrinkage=1 - over(torch.where(both, z*true, 0.).sum(0), size))

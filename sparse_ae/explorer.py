@@ -15,7 +15,6 @@ import math
 import threading
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -6,16 +6,12 @@
 __all__ = ['geometric_median', 'StartFromData', 'data_scale']
 
 # %% ../nbs/24_initialisation.ipynb #aa6c0ddc
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
 from .callbacks import Callback
-from .checks import as_rows, check_int, check_number, check_positive
+from .checks import as_rows, check_int, check_positive
 from .models import BaseSparseAutoencoder, evaluating
 
 # %% ../nbs/24_initialisation.ipynb #cc1ffa00
@@ -127,7 +123,9 @@ def data_scale(
     normalize:'bool|float',    # True: measured; a number: the standard deviation of the data
     rows:'Tensor|None',        # The data, `(n, ...)`; `None`: they come as a stream
 ) -> float:                    # What the data are multiplied by
-    "One over the standard deviation of the data, around each feature's mean. `ValueError` if it is not known."
+    """One over the standard deviation of the data, around each feature's mean.
+
+    `ValueError` if it is not known."""
     if normalize is False: return 1.
     if normalize is not True: return 1 / check_positive('normalize', normalize)
     if rows is None:

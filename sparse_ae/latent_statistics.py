@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Batches
 from .checks import check_int
 from .eval_viz import dictionary
 from .models import evaluating

@@ -264,6 +264,7 @@ def resample(
     _forget(model, dead, moments)
     return len(dead)
 
+# %% ../nbs/12_live_latents.ipynb #5a1f4ee4
 def _compete(model:BaseSparseAutoencoder, dead:Tensor, directions:Tensor) -> None:
     "Latents that look for these unit directions and write them: in top-k the best fit is active."
     if not model.tied: model.decoder_mat_1[:, dead] = directions.T

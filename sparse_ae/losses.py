@@ -98,7 +98,7 @@ def hoyer_sparsity_loss(
 # %% ../nbs/01_losses.ipynb #4c42b943
 @dataclass(frozen=True)
 class HoyerTarget:
-    """Penalty that asks for a given Hoyer sparseness of each code: `sparsity_type=HoyerTarget(0.8)`.
+    """Penalty that asks for a given Hoyer sparseness: `sparsity_type=HoyerTarget(0.8)`.
 
     Source: the constraint of Hoyer, JMLR 5:1457-1469, 2004, section 3.2, as a penalty."""
     sparseness:float    # The target, strictly between 0 (flat) and 1 (one-hot)

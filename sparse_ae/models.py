@@ -93,8 +93,8 @@ class BaseSparseAutoencoder(nn.Module):
                                  ).attach(self.latent_dim, **where)
         self.encoder = choose('encoder', encoder, ENCODERS, CodeEncoder)
         if self.encoder.single_layer and (self.hidden_dims or self.batch_norm):
-            raise ValueError(f"encoder must be 'linear' unless hidden_dims=() and batch_norm=False, "
-                             f"got {self.encoder}")
+            raise ValueError("encoder must be 'linear' unless hidden_dims=() and "
+                             f"batch_norm=False, got {self.encoder}")
         self._add_layers('encoder', widths, ('mat', 'bias'), where)
         self._add_layers('decoder', widths[::-1], ('bias',) if self.tied else ('mat', 'bias'),
                          where)

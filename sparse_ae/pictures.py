@@ -14,9 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 from matplotlib.figure import Figure
-
-from .eval_viz import mosaic
 
 # %% ../nbs/15_pictures.ipynb #f31f20a9
 def figure_png(
@@ -194,20 +193,23 @@ class LiveCurves:
         ax.set_xlim(0, right if x.max() <= right else 3*x.max())
         return True
 
-    def pixels(
-        self,
-        curves:dict[tuple[str, str], tuple],  # `(x, y)` by title and name of the line
-    ) -> np.ndarray:                          # Grey in [0, 1], shape `(height, width)`
-        "The picture with these curves."
-        for key, (x, y) in curves.items(): self.lines[key].set_data(x, y)
-        return np.concatenate([self._paint(title, ax) for title, ax in self.axes.items()], 1) / 255
+# %% ../nbs/15_pictures.ipynb #3fa53df1
+@patch
+def pixels(
+    self:LiveCurves,
+    curves:dict[tuple[str, str], tuple],  # `(x, y)` by title and name of the line
+) -> np.ndarray:                          # Grey in [0, 1], shape `(height, width)`
+    "The picture with these curves."
+    for key, (x, y) in curves.items(): self.lines[key].set_data(x, y)
+    return np.concatenate([self._paint(title, ax) for title, ax in self.axes.items()], 1) / 255
 
-    def _paint(self, title:str, ax:Any) -> np.ndarray:
-        "One panel, values from 0 to 255."
-        canvas, lines = ax.figure.canvas, [self.lines[title, name] for name in STYLES]
-        if self._make_room(ax, lines) or title not in self.backgrounds:
-            canvas.draw()
-            self.backgrounds[title] = canvas.copy_from_bbox(ax.figure.bbox)
-        canvas.restore_region(self.backgrounds[title])
-        for line in lines: ax.draw_artist(line)
-        return np.asarray(canvas.buffer_rgba())[..., 0]
+@patch
+def _paint(self:LiveCurves, title:str, ax:Any) -> np.ndarray:
+    "One panel, values from 0 to 255."
+    canvas, lines = ax.figure.canvas, [self.lines[title, name] for name in STYLES]
+    if self._make_room(ax, lines) or title not in self.backgrounds:
+        canvas.draw()
+        self.backgrounds[title] = canvas.copy_from_bbox(ax.figure.bbox)
+    canvas.restore_region(self.backgrounds[title])
+    for line in lines: ax.draw_artist(line)
+    return np.asarray(canvas.buffer_rgba())[..., 0]

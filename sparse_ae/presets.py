@@ -29,7 +29,8 @@ def _aimed(l0:float, **training:Any) -> dict:
     return dict(target_l0=l0, sparsity_weight=0.01, **training)
 
 PRESETS = {   # name: (model, training), as functions of `input_dim`, `latent_dim` and `l0`
-    'classic': lambda d, n, l0: ({}, dict(sparsity_type='kl', initialize=False, learning_rate=1e-3)),
+    'classic': lambda d, n, l0: ({}, dict(sparsity_type='kl', initialize=False,
+                                          learning_rate=1e-3)),
     'ng': lambda d, n, l0: (dict(hidden_dims=(), activation='sigmoid', decoder_norm=None), dict(
         sparsity_type='kl', sparsity_weight=3 * 2*n/d, initialize=False, normalize=False,
         learning_rate=3e-3)),  # his beta of 3, for means in place of sums and of half of the error
@@ -76,7 +77,8 @@ def from_preset(
     check_choice('name', name, PRESETS)
     input_dim, latent_dim = check_int('input_dim', input_dim), check_int('latent_dim', latent_dim)
     wanted = latent_dim / 32 if l0 is None else check_positive('l0', l0)
-    if wanted > latent_dim: raise ValueError(f"l0 must be at most latent_dim={latent_dim}, got {l0:g}")
+    if wanted > latent_dim:
+        raise ValueError(f"l0 must be at most latent_dim={latent_dim}, got {l0:g}")
     of_model, of_training = PRESETS[name](input_dim, latent_dim, wanted)
     training = {**_training(overrides.get('num_epochs', 12)), **of_training}
     if l0 is not None and name == 'classic': training.update(target_l0=l0)

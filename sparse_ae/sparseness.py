@@ -52,7 +52,8 @@ def _onto_sphere(s:Tensor, free:Tensor, l1:float, l2:float) -> Tensor:
     away = torch.where(away.abs().amax(-1, keepdim=True) < 1e-12*l2, slope, away)
     away = torch.where(free, away - away.sum(-1, keepdim=True) / count, 0.)  # else rounding grows
     left = (l2**2 - m.square().sum(-1, keepdim=True)).clamp(min=0)
-    return m + away * (left / away.square().sum(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)).sqrt()
+    length = away.square().sum(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
+    return m + away * (left / length).sqrt()
 
 def hoyer_projection(
     x:Tensor,            # Shape `(..., n)`, `n >= 2`

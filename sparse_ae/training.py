@@ -699,7 +699,8 @@ def train_sparse_autoencoder_with_early_stopping(
     (`loss = recon + sparsity_weight * sparsity`, plus weighted regularisers if there are any),
     `l0` (active latents per sample) and `dead_fraction` (latents never active) on the training
     data, `val_l0`, `sparsity_weight`, `target_sparsity` and `learning_rate` as they were in effect,
-    `seconds`, `revived` (latents), and each regulariser as `train_...` and `val_...`. And
+    `seconds`, `revived` (latents), and each regulariser as `train_...` and `val_...`; with
+    `normalize` in the unit of the scaled data. And
     `epochs_trained`; `best_epoch`, an index into the lists, `None` if no epoch was finished;
     `stopped_by`: `'patience'`, `'num_epochs'`, `'data'` (a stream ran dry), `'interrupt'`,
     `'diverged'`, `'hand'` (a dashboard's Stop), or what a callback said; `None` after an error.

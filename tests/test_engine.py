@@ -323,7 +323,7 @@ def test_arguments_serve_many_runs(split, make):
     torch.manual_seed(0)
     runs = sweep(lambda: SparseAutoencoder(64, 50), *split, dict(seed=[0, 1]), **{
         k: v for k, v in common.items() if k != 'seed'}, **options)
-    assert runs[0].history['val_loss'] == losses(options)
+    assert runs[0].history['val_loss'] == pytest.approx(losses(options), rel=1e-4)  # to rounding
 
 
 def test_a_stream_may_end_where_an_epoch_does(split):
