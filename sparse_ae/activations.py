@@ -86,6 +86,10 @@ class _Threshold(CodeActivation):
             self.log_threshold = nn.Parameter(start)
         return self
 
+    def sided(self, pre:Tensor) -> tuple[Tensor, Tensor]:
+        "What is compared with the threshold, and the sign that the code gets."
+        return pre.abs(), pre.sign()
+
     @property
     def theta(self) -> 'Tensor|float':
         "The threshold: a number, or one for each latent."
@@ -107,7 +111,9 @@ class SoftThreshold(_Threshold):
         learned:bool=False,     # One for each latent, learned?
     ): super().__init__(threshold, learned)
 
-    def forward(self, pre): return pre.sign() * F.relu(pre.abs() - self.theta)
+    def forward(self, pre):
+        size, sign = self.sided(pre)
+        return sign * F.relu(size - self.theta)
 
 # %% ../nbs/20_activations.ipynb #c89164e1
 class HardThreshold(_Threshold):
@@ -124,13 +130,9 @@ class HardThreshold(_Threshold):
         super().__init__(threshold, learned)
         self.bandwidth, self.has_step = check_positive('bandwidth', bandwidth), self.learned
 
-    def _sided(self, pre:Tensor) -> tuple[Tensor, Tensor]:
-        "What is compared with the threshold, and the sign that the code gets."
-        return pre.abs(), pre.sign()
-
     def _parts(self, pre:Tensor) -> tuple[Tensor, Tensor]:
         "The step, and a zero whose gradient to the threshold is that of the band."
-        size, _ = self._sided(pre)
+        size, _ = self.sided(pre)
         theta = self.theta
         step = (size > theta).to(pre)
         if not self.learned or not torch.is_grad_enabled(): return step, torch.zeros_like(step)
@@ -140,7 +142,7 @@ class HardThreshold(_Threshold):
     def forward(self, pre):
         step, band = self._parts(pre)
         if not self.learned: return pre * step
-        return pre*step - self._sided(pre)[1] * self.theta.detach() * band
+        return pre*step - self.sided(pre)[1] * self.theta.detach() * band
 
     def step(self, pre):
         if not self.learned: return None
@@ -162,7 +164,7 @@ class JumpReLU(HardThreshold):
         bandwidth:float=0.1,    # `epsilon`, of the pseudo-gradient, in units of the code
     ): super().__init__(threshold, True, bandwidth)
 
-    def _sided(self, pre): return pre, torch.ones_like(pre)
+    def sided(self, pre): return pre, torch.ones_like(pre)
 
 # %% ../nbs/20_activations.ipynb #1504866c
 def _kept(

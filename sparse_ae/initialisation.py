@@ -62,7 +62,7 @@ def _start_thresholds(self:BaseSparseAutoencoder, x:Tensor, l0:float) -> None:
     "One threshold for all, above which `2 * l0` latents are active; a band as wide as that."
     check_positive('l0', l0)
     pre = self.encode_layers(x[:4096].to(self.dtype)).pre
-    size = self.activation._sided(pre)[0].flatten().float()
+    size = self.activation.sided(pre)[0].flatten().float()
     k = min(size.numel(), max(1, round(2 * l0 / self.latent_dim * size.numel())))
     threshold = size.kthvalue(size.numel() - k + 1).values.clamp(min=1e-6).item()
     self.activation.threshold = threshold

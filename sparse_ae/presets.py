@@ -22,7 +22,7 @@ from .training import Trainer
 # %% ../nbs/26_presets.ipynb #f21f8a44
 LAYER = dict(hidden_dims=(), decoder_norm='atom')
 
-def _by_k(k:float) -> int: return max(1, round(k))
+def _whole(l0:float) -> int: return max(1, round(l0))
 
 def _aimed(l0:float, **training:Any) -> dict:
     "Training with a penalty whose weight is adjusted."
@@ -36,17 +36,17 @@ PRESETS = {   # name: (model, training), as functions of `input_dim`, `latent_di
         learning_rate=3e-3)),  # his beta of 3, for means in place of sums and of half of the error
     'l1': lambda d, n, l0: (LAYER, _aimed(l0, sparsity_type='l1')),
     'p_norm': lambda d, n, l0: (LAYER, _aimed(l0, sparsity_type=AnnealedPNorm())),
-    'topk': lambda d, n, l0: (dict(LAYER, activation=TopK(_by_k(l0))), {}),
-    'batch_topk': lambda d, n, l0: (dict(LAYER, activation=BatchTopK(_by_k(l0))), {}),
+    'topk': lambda d, n, l0: (dict(LAYER, activation=TopK(_whole(l0))), {}),
+    'batch_topk': lambda d, n, l0: (dict(LAYER, activation=BatchTopK(_whole(l0))), {}),
     'jumprelu': lambda d, n, l0: (dict(LAYER, activation='jumprelu'),
                                   _aimed(l0, sparsity_type='l0')),
     'gated': lambda d, n, l0: (dict(LAYER, activation='gated'), _aimed(
         l0, sparsity_type='l1', regularizers=(GateReconstruction(),))),
-    'matryoshka': lambda d, n, l0: (dict(LAYER, activation=BatchTopK(_by_k(l0))), dict(
+    'matryoshka': lambda d, n, l0: (dict(LAYER, activation=BatchTopK(_whole(l0))), dict(
         regularizers=(NestedReconstruction(),))),
-    'lista': lambda d, n, l0: (dict(LAYER, activation=BatchTopK(_by_k(l0)),
+    'lista': lambda d, n, l0: (dict(LAYER, activation=BatchTopK(_whole(l0)),
                                     encoder=Unrolled(3, step_size=0.5)), {}),
-    'matching_pursuit': lambda d, n, l0: (dict(LAYER, encoder=MatchingPursuit(_by_k(l0))), {}),
+    'matching_pursuit': lambda d, n, l0: (dict(LAYER, encoder=MatchingPursuit(_whole(l0))), {}),
 }
 
 # %% ../nbs/26_presets.ipynb #f6e12d24
@@ -85,11 +85,12 @@ def from_preset(
     if l0 is not None and name == 'ng':
         raise ValueError("l0 must be None for preset 'ng', whose codes are never zero; use "
                          "target_sparsity")
-    parts = inspect.signature(cls).parameters, inspect.signature(Trainer).parameters
-    for key, value in overrides.items():
-        if key in parts[0] and key != 'device': of_model = {**of_model, key: value}
-        elif key in parts[1]: training[key] = value
-        else: raise TypeError(f"overrides must be arguments of {cls.__name__} or of training, "
-                              f"got {key!r}")
-    if 'device' in overrides: of_model = {**of_model, 'device': overrides['device']}
+    of_model = dict(of_model)
+    for key, value in overrides.items():  # `device` is an argument of both
+        takers = [arguments for arguments, callee in ((of_model, cls), (training, Trainer))
+                  if key in inspect.signature(callee).parameters]
+        if not takers:
+            raise TypeError(f"overrides must be arguments of {cls.__name__} or of training, "
+                            f"got {key!r}")
+        for arguments in takers: arguments[key] = value
     return Preset(cls(input_dim, latent_dim, **of_model), training)
