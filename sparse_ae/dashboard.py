@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from .callbacks import Callback, EarlyStopping
-from .checks import check_positive
+from .checks import check_int, check_positive
 from .eval_viz import check_image_shape, dictionary, mosaic
 from .live_latents import SparsityTarget
 from .pictures import (Live, LiveCurves, array_png, has_front_end, image_widget,
@@ -121,7 +121,7 @@ class TrainingDashboard(Live, Callback):
         share:float=0.025,     # Part of the time that pictures may take
         max_atoms:int=100,    # Atoms shown
     ):
-        self.image_shape, self.max_atoms = image_shape, max_atoms
+        self.image_shape, self.max_atoms = image_shape, check_int('max_atoms', max_atoms, 0)
         self.every, self.share = check_positive('every', every), check_positive('share', share)
         self.panel = self.trainer = self.error = None
         self.ended = None  # an event, if training runs beside (an interrupted `join` is no news)

@@ -211,7 +211,8 @@ def export_html(
     latents:int=1024,                       # How many, the most active first
     k:int=8,                                # Samples that activate each most, at most
 ) -> Path:                                  # `path`
-    "Write the explorer as one page that needs nothing else."
+    "Write the explorer as one page that needs nothing else. `ValueError` for a folder."
+    if Path(path).is_dir(): raise ValueError(f"path must be a file's, got the folder {str(path)!r}")
     self.wait()
     order = self.order('most active')[:check_int('latents', latents)]
     columns, width = 32, check_int('k', k) + len(PARTS)

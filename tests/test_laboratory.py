@@ -103,3 +103,11 @@ except BaseException: pass
 dashboard.ended.wait(10)
 print(dashboard.ended.is_set(), dashboard.trainer.stopped_by)''')
     assert last.outputs[-1].text == 'True hand\n'
+
+
+def test_mistakes_are_named_at_once(tmp_path):
+    with pytest.raises(TypeError, match="max_atoms must be a whole number, got 'all'"):
+        TrainingDashboard(max_atoms='all')
+    explorer = FeatureExplorer(SparseAutoencoder(64, 5), digits())
+    with pytest.raises(ValueError, match="path must be a file's, got the folder"):
+        explorer.export_html(tmp_path)
