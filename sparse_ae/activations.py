@@ -212,9 +212,10 @@ class BatchTopK(_Largest):
         super().__init__()
         self.k, self.momentum = check_int('k', k), check_fraction('momentum', momentum)
 
-    def attach(self, latent_dim, device='cpu', dtype=None):
+    def attach(self, latent_dim, device='cpu', dtype=torch.float32):
         super().attach(latent_dim)
-        self.register_buffer('threshold', torch.zeros((), device=device, dtype=dtype))
+        precise = torch.promote_types(dtype, torch.float32)  # small steps would be lost in bfloat16
+        self.register_buffer('threshold', torch.zeros((), device=device, dtype=precise))
         seen = torch.zeros((), dtype=torch.long, device=device)
         self.register_buffer('num_batches_tracked', seen)
         return self
