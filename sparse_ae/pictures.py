@@ -165,14 +165,18 @@ class LiveCurves:
     def _panel(self, title:str, scale:str, xlabel:str) -> Any:
         "Axes in a figure of their own, so that they can be drawn without the others."
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.ticker import LogFormatter
         figure = FigureCanvasAgg(Figure(figsize=(2.75, 2.6), dpi=80)).figure
-        ax = figure.add_axes((0.21, 0.19, 0.75, 0.7), xlabel=xlabel, yscale=scale, xlim=(0, 10))
+        ax = figure.add_axes((0.21, 0.19, 0.72, 0.7), xlabel=xlabel, yscale=scale, xlim=(0, 10))
         ax.set_title(title, fontsize=10)
         ax.tick_params(labelsize=8)
         ax.locator_params(axis='x', nbins=4)  # ticks and their labels take most of the time
         if scale == 'linear':
             ax.locator_params(axis='y', nbins=4)
-            ax.ticklabel_format(axis='y', scilimits=(-2, 4))
+            ax.yaxis.set_major_formatter('{x:.3g}')
+        else:  # short labels: 3e-01
+            ax.yaxis.set_major_formatter(LogFormatter())
+            ax.yaxis.set_minor_formatter(LogFormatter())
         return ax
 
     def _make_room(self, ax:Any, lines:list) -> bool:
