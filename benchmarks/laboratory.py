@@ -3,12 +3,14 @@
     python benchmarks/laboratory.py               # about twelve minutes on 2 cores
     python benchmarks/laboratory.py dashboard     # one part only; laboratory.md stays as it is
 """
-import resource
 import os
+import resource
 import statistics
 import tempfile
 import time
 from pathlib import Path
+
+os.environ['TQDM_DISABLE'] = '1'  # read at import; a bar would be most of what is printed
 
 import nbformat
 import numpy as np
@@ -103,8 +105,6 @@ def explorer(rounds, samples=1_000_000, latents=32_768):
             ('- memory for all of it, GB (codes alone would take 131)', memory, ''),
             ('- page of 1,024 latents, MB', page, 'under 10')]
 
-
-os.environ['TQDM_DISABLE'] = '1'  # a bar would be most of what is printed
 
 PARTS = dict(dashboard=dashboard, explorer=explorer)
 
