@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .activations import CODE_ACTIVATIONS, CodeActivation, statistics_kept
 from .checks import check_bool, check_choice, check_device, check_int, choose
-from .encoders import ENCODERS, CodeEncoder
+from .encoders import ENCODERS, CodeEncoder, as_in_evaluation
 from .losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
 
 # %% ../nbs/00_models.ipynb #45cfca27
@@ -271,11 +271,7 @@ def evaluating(
     model:nn.Module,     # Any module
 ) -> Iterator[None]:
     "In this block the model is in eval mode and no gradients are kept; afterwards it is as it was."
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(): yield
-    finally: model.train(was_training)
+    with as_in_evaluation(model), torch.no_grad(): yield
 
 # %% ../nbs/00_models.ipynb #57313d00
 @patch
