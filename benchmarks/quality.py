@@ -85,6 +85,7 @@ def scikit_learn(x, new, latents, k, steps, seed):
 
 def bare(name):
     "Make a package importable without what its `__init__` imports; is it installed?"
+    if name in sys.modules: return True
     spec = importlib.util.find_spec(name)
     if spec is None: return False
     sys.modules[name] = package = types.ModuleType(name)

@@ -24,7 +24,8 @@ def run(
     rows = []
     for name, part in parts.items():
         if args.part in (None, name): rows += part(args.rounds)
-    cell = lambda value: value if isinstance(value, str) else f'{value:.3f}'
+    cell = lambda value: (value if isinstance(value, str) else
+                          '' if value != value else f'{value:.3f}')  # NaN: there is none
     lines = [f"| {' | '.join(header)} |", '|' + '---|'*len(header),
              *(f"| {' | '.join(map(cell, row))} |" for row in rows)]
     print('\n'.join(lines))
