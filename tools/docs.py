@@ -1,21 +1,129 @@
-"Build the site into _docs: with Quarto if it is installed, with smalldocs if not."
+"""Build the site into _docs: with Quarto if it is installed, with smalldocs if not."""
+import importlib
+import inspect
+import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
+import yaml
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
+from pybtex.database import parse_file
+from pybtex.plugin import find_plugin
+
+CITATION = re.compile(r'\[([^][]*@[^][]*)\](?!\()')
+KEY = re.compile(r'(-?)@([\w:-]+)')
+
+
+class Bibliography:
+    "What Quarto does with citations, for smalldocs, which has none: links, and a list on each page."
+    def __init__(self, path:Path):
+        self.entries = parse_file(path).entries
+        style = find_plugin('pybtex.style.formatting', 'plain')()
+        backend = find_plugin('pybtex.backends', 'html')()
+        texts = [(entry.key, entry.text.render(backend))
+                 for entry in style.format_entries(self.entries.values())]
+        self.texts = dict(sorted(texts, key=lambda item: item[0]))
+
+    def label(self, key:str, year_only:bool) -> str:
+        "Authors and year, or the year."
+        entry = self.entries[key]
+        year, names = entry.fields['year'], [' '.join(p.last_names) for p in entry.persons['author']]
+        if year_only: return year
+        return f"{' and '.join(names) if len(names) < 3 else names[0] + ' et al.'} {year}"
+
+    def cite(self, text:str, cited:set) -> str:
+        "Replace the citations outside code; their keys join `cited`."
+        def one(match):
+            year_only, key = match.groups()
+            cited.add(key)
+            return f'[{self.label(key, bool(year_only))}](#ref-{key})'
+        whole = lambda match: f'({KEY.sub(one, match.group(1))})'
+        parts = re.split(r'(```.*?```|`[^`\n]*`)', text, flags=re.S)
+        return ''.join(p if i % 2 else CITATION.sub(whole, p) for i, p in enumerate(parts))
+
+    def listed(self, keys) -> str:
+        "The entries, as the list at the end of a page."
+        return '\n\n'.join(f'::: {{#ref-{key} .csl-entry}}\n{self.texts[key]}\n:::'
+                           for key in sorted(keys))
+
+
+def show_fields(path:Path) -> None:
+    "In the entries of classes with fields show these with their comments, which nbdev leaves out."
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    for cell in nb['cells']:
+        for out in cell.get('outputs', []):
+            text = ''.join(out.get('data', {}).get('text/markdown', ''))
+            entry = re.search(r'blob/\w+/sparse_ae/(\w+)\.py.*?^### (\w+)\n', text, re.M | re.S)
+            if not entry: continue
+            cls = getattr(importlib.import_module(f'sparse_ae.{entry[1]}'), entry[2], None)
+            if not (is_dataclass(cls) or hasattr(cls, '_fields')): continue
+            fields = re.findall(r'^    \w+:.*  # .*(?:\n +# .*)*', inspect.getsource(cls), re.M)
+            shown = '\n'.join([f'class {entry[2]}:', *fields])
+            out['data']['text/markdown'] = re.sub(
+                r'```python\n.*?```', lambda _: f'```python\n{shown}\n```', text, count=1, flags=re.S)
+    path.write_text(json.dumps(nb), encoding='utf-8')
+
+
+def cite_notebook(path:Path, bibliography:Bibliography) -> None:
+    nb, cited = json.loads(path.read_text(encoding='utf-8')), set()
+    for cell in nb['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'markdown': cell['source'] = bibliography.cite(source, cited)
+        else: cell['source'] = re.sub('^output-file: .*\n', '', source, flags=re.M)  # nbdev's
+    if cited:
+        nb['cells'].append({'cell_type': 'markdown', 'id': 'references', 'metadata': {},
+                            'source': '## References\n\n' + bibliography.listed(cited)})
+    path.write_text(json.dumps(nb), encoding='utf-8')
+
+
+def cite_page(path:Path, bibliography:Bibliography) -> None:
+    text, cited = path.read_text(encoding='utf-8'), set()
+    new = bibliography.cite(text, cited)
+    if 'nocite: "@*"' in new: cited = set(bibliography.texts)
+    place = '::: {#refs}\n:::'
+    if place in new: new = new.replace(place, bibliography.listed(cited))
+    elif cited: new += '\n\n## References\n\n' + bibliography.listed(cited)
+    path.write_text(re.sub(r'^nocite:.*\n', '', new, flags=re.M), encoding='utf-8')
+
+
+def for_smalldocs(source:Path) -> None:
+    "What Quarto does and smalldocs does not: citations, and the rules of the theme as CSS."
+    config = yaml.safe_load((source/'_quarto.yml').read_text(encoding='utf-8'))
+    bibliography = Bibliography(source/config.pop('bibliography'))
+    html = config['format']['html']
+    html['theme'], html['css'] = {mode: names[0] for mode, names in html['theme'].items()}, 'theme.css'
+    rules = (source/'theme.scss').read_text(encoding='utf-8').partition('/*-- scss:rules --*/')[2]
+    (source/'theme.css').write_text(rules, encoding='utf-8')
+    (source/'theme.scss').unlink()
+    (source/'_quarto.yml').unlink()  # where it is a link, what it leads to stays
+    (source/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
+    for path in source.rglob('*.ipynb'): cite_notebook(path, bibliography)
+    for path in source.rglob('*.qmd'): cite_page(path, bibliography)
+
 
 if __name__ == '__main__':
     # As `nbdev_docs`, but README.md stays as `make readme` wrote it, and Quarto may be missing
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
     source, target = proc_nbs(force=True), get_config().doc_path
-    smalldocs = [Path(sys.executable).parent/'smalldocs', 'render', '.']
-    render = ['quarto', 'render', '--no-cache'] if shutil.which('quarto') else smalldocs
-    subprocess.run(render, cwd=source, check=True)
+    for path in source.rglob('*.ipynb'): show_fields(path)
+    if shutil.which('quarto'): render = ['quarto', 'render', '--no-cache']
+    else:
+        for_smalldocs(source)
+        render = [Path(sys.executable).parent/'smalldocs', 'render', '.']
+    done = subprocess.run(render, cwd=source, stderr=subprocess.PIPE, text=True)
+    print(done.stderr, file=sys.stderr)
+    warnings = [line for line in done.stderr.splitlines() if re.search(r'warn', line, re.I)]
+    if done.returncode or warnings: sys.exit(f'not built without warnings: {warnings}')
+    for path in (source/target.name/'site_libs').rglob('*.css'):  # as `$web-font-path` in the theme
+        css = path.read_text(encoding='utf-8')
+        path.write_text(re.sub(r'@import\s*url\([^)]*\);', '', css), encoding='utf-8')
     shutil.rmtree(target, ignore_errors=True)
     shutil.move(source/target.name, target)
     print(f'Look at {target.relative_to(Path.cwd())/"index.html"}')

@@ -1,0 +1,96 @@
+"""Say what is wrong with the built site: check_site.py [_docs]
+
+Links and anchors inside it, alternative texts, tracebacks, directives, widgets and formulas shown
+as text, paths of the machine, and public names without an entry, its parameters or an example."""
+import inspect
+import re
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+from bs4 import BeautifulSoup
+from notebooks import ROOT, notebooks
+
+import sparse_ae
+
+# in the text of a page, outside code; and inside code as well
+TEXT = {'a formula': r'\$\$|\\(?:frac|mathbb|mathrm|lVert|tfrac|sum)\b', 'a div': r'^:::',
+        'a citation': r'\[-?@\w+', 'a shortcode': r'\{\{<'}
+ALL = {'a traceback': r'Traceback \(most', 'a directive': r'^\s*#\|',
+       'a widget': r'\w+\(children=', 'a figure as text': r'<Figure size',
+       'a path of the machine': '|'.join(re.escape(f'{p}/') for p in (
+           ROOT.parent, Path.home(), tempfile.gettempdir()) if p != Path('/'))}
+
+
+def check_pages(site:Path) -> list[str]:
+    "What is wrong with the pages."
+    pages = {path: BeautifulSoup(path.read_text(encoding='utf-8'), 'html.parser')
+             for path in sorted(site.rglob('*.html'))}
+    ids = {path: {e['id'] for e in page.select('[id]')} for path, page in pages.items()}
+    found = []
+    for path, page in pages.items():
+        say = lambda what: found.append(f'{path.relative_to(site)}: {what}')
+        for element in page.select('[href], [src]'):
+            target = element.get('href') or element.get('src')
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc: continue
+            there = path if not parts.path else (path.parent/unquote(parts.path)).resolve()
+            if there.is_dir(): there /= 'index.html'
+            if not there.exists(): say(f'{target} leads nowhere')
+            elif parts.fragment and there in ids and unquote(parts.fragment) not in ids[there]:
+                say(f'{target}: no such place on that page')
+        main = page.find('main')
+        for image in main.find_all('img'):
+            if not image.get('alt', '').strip(): say(f'{image.get("src", "")[:60]} has no alt text')
+        text = main.get_text()
+        found_in = lambda text, patterns: [
+            say(f'shows {what}: {match[0]!r}') for what, pattern in patterns.items()
+            if (match := re.search(pattern, text, re.M))]
+        found_in(text, ALL)
+        for element in main.select('pre, code, .math, script, style'): element.decompose()
+        found_in(main.get_text(), TEXT)
+        for id, count in count_ids(page).items():
+            if count > 1: say(f'{count} elements have the id {id}')
+    return found
+
+
+def count_ids(page) -> dict[str, int]:
+    seen = [e['id'] for e in page.select('main [id]')]
+    return {id: seen.count(id) for id in seen}
+
+
+def public_names() -> dict[str, object]:
+    "What `from sparse_ae import ...` offers."
+    return {name: thing for name, thing in vars(sparse_ae).items()
+            if not name.startswith('_') and not inspect.ismodule(thing)}
+
+
+def check_names(site:Path) -> list[str]:
+    "Which public names have no entry on a page, a parameter without words, or no example."
+    entries = {}
+    for path in site.glob('*.html'):
+        page = BeautifulSoup(path.read_text(encoding='utf-8'), 'html.parser')
+        for heading in page.select('main h3, main h4'):
+            code = heading.find_next('pre')
+            if code: entries.setdefault(heading.get_text().strip(), code.get_text())
+    examples = '\n'.join(
+        cell.source for path in notebooks() for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == 'code' and not re.search(r'^#\| *(export|hide)', cell.source, re.M))
+    found = []
+    for name, thing in public_names().items():
+        if name not in entries: found.append(f'{name}: no entry'); continue
+        if not re.search(rf'\b{name}\b', examples): found.append(f'{name}: no example')
+        entry = entries[name]
+        for parameter in inspect.signature(thing).parameters:
+            if not re.search(rf'\b{parameter}\b[^#\n]*# *\S', entry):
+                found.append(f'{name}: {parameter} is not explained')
+    return found
+
+
+if __name__ == '__main__':
+    site = Path(sys.argv[1] if len(sys.argv) > 1 else '_docs').resolve()
+    found = check_pages(site) + check_names(site)
+    print('\n'.join(found) or 'nothing is wrong')
+    sys.exit(bool(found))
