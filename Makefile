@@ -56,5 +56,5 @@ bench: setup     ## what training and the widgets cost, how good dictionaries ar
 	$(BIN)/python benchmarks/quality.py
 
 clean:           ## what can be made again
-	rm -rf $(VENV) _docs _proc runs nbs/runs dist build *.egg-info .pytest_cache .hypothesis \
+	rm -rf $(VENV) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \
 	  tests/browser/screenshots

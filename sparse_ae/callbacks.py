@@ -144,7 +144,10 @@ class LearningRateSchedule(Callback):
 # %% ../nbs/11_callbacks.ipynb #7c0cff96
 class ClipGradients(Callback):
     "Scales the gradient down to a largest L2 norm."
-    def __init__(self, max_norm:float): self.max_norm = check_positive('clip_grad_norm', max_norm)
+    def __init__(
+        self,
+        max_norm:float,    # Largest L2 norm
+    ): self.max_norm = check_positive('clip_grad_norm', max_norm)
 
     def after_backward(self, trainer):
         torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), self.max_norm)

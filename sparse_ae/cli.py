@@ -221,18 +221,30 @@ def sparse_ae_demo(
         learning_rate=2e-3, batch_size=256, patience=5)
 
 # %% ../nbs/07_cli.ipynb #f3db73e6
+def _read_csv(path:Path) -> np.ndarray:
+    "Numbers between commas, a sample a line."
+    with open(path, encoding='utf-8-sig') as file:
+        lines = [line for line in file if line.strip()]
+    try: [float(cell) for cell in lines[0].split(',')] if lines else None
+    except ValueError: lines = lines[1:]  # names of the columns
+    if not lines: raise ValueError('the file holds no numbers')
+    return np.loadtxt(lines, delimiter=',', ndmin=2, dtype=np.float32)
+
 def load_matrix(
-    path:'str|Path',    # A `.npy` file, or an `.npz` file of several arrays
+    path:'str|Path',    # A `.npy` file, a `.csv` file, or an `.npz` file of several arrays
     key:str='',         # Which array of an `.npz` file; not needed if it holds only one
 ) -> np.ndarray:        # Shape `(n, input_dim)`; a memory map for `.npy`
-    "The matrix in a NumPy file; nothing is unpickled. Raises `OSError` or `ValueError`."
+    """The matrix in a file; nothing is unpickled. The first line of a `.csv` may name the columns.
+
+    Raises `OSError` or `ValueError`."""
     path = Path(path)
-    if path.suffix not in ('.npy', '.npz'):
-        raise ValueError(f"data must be a .npy or .npz file, got {str(path)!r}")
+    if path.suffix not in ('.npy', '.npz', '.csv'):
+        raise ValueError(f"data must be a .npy, .npz or .csv file, got {str(path)!r}")
     if not path.is_file():
         raise FileNotFoundError(f"data must be a file that exists, got {str(path)!r}")
     try:
         if path.suffix == '.npy': return np.load(path, mmap_mode='r', allow_pickle=False)
+        if path.suffix == '.csv': return _read_csv(path)
         with np.load(path, allow_pickle=False) as arrays:
             if not arrays.files: raise ValueError('the file holds no array')
             if not key and len(arrays.files) == 1: key = arrays.files[0]
@@ -257,7 +269,7 @@ def parse_image_shape(text:str) -> 'tuple[int, ...]|None':
 # %% ../nbs/07_cli.ipynb #18773b4c
 @command
 def sparse_ae_train(
-    data:str,                     # A .npy or .npz file with a matrix, one sample a row
+    data:str,                     # A .npy, .npz or .csv file with a matrix, one sample a row
     out:str='runs/train',         # Folder for the model, the figures and the report
     key:str='',                   # Which array of an .npz file; empty: the only one
     latent_dim:int=0,             # Number of latents; 0: as many as input features

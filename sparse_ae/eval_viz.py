@@ -348,8 +348,8 @@ def match_dictionaries(
     """Match atoms one-to-one with known ones, and measure how well they agree.
 
     Raises `ValueError` for shapes that do not fit, `ImportError` without scipy. Source: the
-    assignment of Kuhn 1955; MCC as in Sharkey et al., *Taking features out of superposition*,
-    2022."""
+    assignment of Kuhn 1955; the one-to-one variant of the mean max cosine similarity of Sharkey
+    et al., *Taking features out of superposition*, 2022."""
     try: from scipy.optimize import linear_sum_assignment
     except ImportError as e:
         raise ImportError("this needs scipy: pip install sparse_ae[sklearn]") from e

@@ -161,7 +161,11 @@ class Meter:
 class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite. The model has its last good weights; `history` holds the
     epochs before."""
-    def __init__(self, message:str, history:dict):
+    def __init__(
+        self,
+        message:str,     # What happened, and when
+        history:dict,    # Of the epochs before
+    ):
         super().__init__(message)
         self.history = history
 

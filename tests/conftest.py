@@ -1,4 +1,6 @@
 "What several test files use."
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,3 +29,17 @@ def split():
 def script():
     "Path of a console script of this environment."
     return lambda name: str(Path(sys.executable).parent/name)
+
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The site, built in a copy of the project, so that nothing of it stays."
+    if sys.version_info < (3, 11) and not shutil.which('quarto'):
+        pytest.skip('smalldocs needs Python 3.11, and Quarto is not installed')
+    copy = tmp_path_factory.mktemp('project')/'copy'
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(
+        '.venv', '.git', 'runs', '_docs', '_proc', '.hypothesis'))
+    done = subprocess.run([sys.executable, 'tools/docs.py'], cwd=copy, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return copy/'_docs'

@@ -70,7 +70,7 @@ def test_report_escapes_what_comes_from_outside(script, tmp_path):
 
 MISTAKES = {
     'missing.npy': "data must be a file that exists, got 'missing.npy'",
-    'data.csv': "data must be a .npy or .npz file, got 'data.csv'",
+    'data.txt': "data must be a .npy, .npz or .csv file, got 'data.txt'",
     'good.npy --sparsity_type L2':
         "sparsity_type must be 'kl', 'l1', 'hoyer', 'log', 'l0' or 'none', got 'L2'",
     'good.npy --hidden_dims wide':

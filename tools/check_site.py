@@ -67,6 +67,12 @@ def public_names() -> dict[str, object]:
             if not name.startswith('_') and not inspect.ismodule(thing)}
 
 
+def documented(thing) -> list[str]:
+    "Parameters that an entry must explain: all but `*args` and `**kwargs`, which nbdev leaves out."
+    return [name for name, p in inspect.signature(thing).parameters.items()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
 def check_names(site:Path) -> list[str]:
     "Which public names have no entry on a page, a parameter without words, or no example."
     entries = {}
@@ -83,7 +89,7 @@ def check_names(site:Path) -> list[str]:
         if name not in entries: found.append(f'{name}: no entry'); continue
         if not re.search(rf'\b{name}\b', examples): found.append(f'{name}: no example')
         entry = entries[name]
-        for parameter in inspect.signature(thing).parameters:
+        for parameter in documented(thing):
             if not re.search(rf'\b{parameter}\b[^#\n]*# *\S', entry):
                 found.append(f'{name}: {parameter} is not explained')
     return found

@@ -63,7 +63,8 @@ def show_fields(path:Path) -> None:
             if not entry: continue
             cls = getattr(importlib.import_module(f'sparse_ae.{entry[1]}'), entry[2], None)
             if not (is_dataclass(cls) or hasattr(cls, '_fields')): continue
-            fields = re.findall(r'^    \w+:.*  # .*(?:\n +# .*)*', inspect.getsource(cls), re.M)
+            sources = [inspect.getsource(c) for c in reversed(cls.__mro__) if is_dataclass(c) or c is cls]
+            fields = re.findall(r'^    \w+:.*  # .*(?:\n +# .*)*', '\n'.join(sources), re.M)
             shown = '\n'.join([f'class {entry[2]}:', *fields])
             out['data']['text/markdown'] = re.sub(
                 r'```python\n.*?```', lambda _: f'```python\n{shown}\n```', text, count=1, flags=re.S)
