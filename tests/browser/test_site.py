@@ -67,8 +67,10 @@ def test_no_page_is_wider_than_a_phone(page, address, site):
     for path in sorted(site.rglob('*.html')):
         name = path.relative_to(site).with_suffix('').as_posix()
         open_page(page, address, name, 390)
-        width = page.driver.execute_script('return document.documentElement.scrollWidth')
-        assert width <= 390, f'{name} is {width} pixels wide'
+        wide = page.driver.execute_script(
+            'return document.documentElement.scrollWidth <= 390 ? [] : [...document.querySelectorAll('
+            '"main *")].filter(e => e.getBoundingClientRect().right > 390).map(e => e.outerHTML)')
+        if wide: pytest.fail(f'wider than a phone: {name}: ' + '; '.join(e[:150] for e in wide[:5]))
 
 
 def test_search_finds_and_leads_there(page, address):
