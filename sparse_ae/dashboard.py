@@ -13,7 +13,8 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -127,8 +128,9 @@ class TrainingDashboard(Live, Callback):
         self.ended = None  # an event, if training runs beside (an interrupted `join` is no news)
         self.points, self.stopping = _Points(), False
         self.pictures = {}  # the latest, as arrays
-        self.go, self.due, self.looks, self.spent = threading.Event(), 0., 0, -0.1
+        self.go, self.resting = threading.Event(), threading.Event()
         self.go.set()
+        self.due, self.looks, self.spent = 0., 0, -0.1
 
     def check(self, trainer):
         features = getattr(trainer.model, 'input_dim', None)
@@ -211,9 +213,11 @@ def _add_target_slider(self:TrainingDashboard, panel:_Panel, target:'SparsityTar
 # %% ../nbs/16_dashboard.ipynb #3de1edc7
 @patch
 def before_step(self:TrainingDashboard, trainer):
-    if not self.go.is_set():
-        if self.panel: self._paint()
+    if not self.go.is_set() and self.panel: self._paint()
+    while not self.go.is_set():
+        self.resting.set()
         self.go.wait()
+        self.resting.clear()
     if self.stopping:
         trainer.stopped_by = 'hand'
         raise KeyboardInterrupt  # which training takes for the end of it, wherever it comes from
@@ -316,7 +320,10 @@ def fit(
     cell, run = self.place = _place(sys._getframe(1))
     options = {'verbose': 0 if has_front_end() else 1, **options}
     callbacks = [*options.pop('callbacks', ()), self]
-    self.trainer = Trainer(model, train_data, val_data, *args, callbacks=callbacks, **options)
+    with ExitStack() as stack:
+        for other in list(RUNNING):
+            if other.trainer.model is model: stack.enter_context(other._at_rest())
+        self.trainer = Trainer(model, train_data, val_data, *args, callbacks=callbacks, **options)
     for other in list(RUNNING):  # not before it is known that this one can run
         if other.trainer.model is model or (other.place[0] == cell and other.place[1] != run):
             other.stop()
@@ -336,6 +343,19 @@ def _train(self:TrainingDashboard) -> None:
     finally:
         RUNNING.remove(self)
         self.ended.set()
+        self.resting.set()
+
+@patch
+@contextmanager
+def _at_rest(self:TrainingDashboard) -> Iterator[None]:
+    "In this block training stands before a step, and nothing else changes its model."
+    paused = not self.go.is_set()
+    self.go.clear()
+    try:
+        self.resting.wait()
+        yield
+    finally:
+        if not paused: self.go.set()
 
 @atexit.register
 def _end_all() -> None:

@@ -276,9 +276,7 @@ class Trainer:
         self._make_batches(train_data, val_data)
         self._make_state()
         self._make_callbacks()
-        if hasattr(model, 'normalize_decoder_weights'): model.normalize_decoder_weights()
         self.identity = self._identity()
-        if resume: self._resume()
 
 # %% ../nbs/02_training.ipynb #669e5c06
 @patch
@@ -359,7 +357,7 @@ def _make_state(self:Trainer) -> None:
     self.peak_rate = self.learning_rate  # of which a schedule takes a part
     self.optimizer = make_optimizer(o['optimizer'], self.parameters, self.learning_rate)
     self.epoch = self.step = 0
-    self.ramp, self.warming_up, self.scaled = 1., set(), False
+    self.ramp, self.warming_up, self.scaled, self.begun = 1., set(), False, False
     self.stopped_by = self.error = self.losses = self.batches = None
     self.meter, self.measured = Meter(), {}
     terms = [f'{side}_{term.name}' for side in ('train', 'val') for term in self.terms]
@@ -475,6 +473,7 @@ def fit_together(
     computation:Callable=Alone,        # Computes the steps of a list of trainers
 ) -> None:
     "Train until each has stopped. Afterwards the models have their best weights, in eval mode."
+    for t in trainers: t.begin()
     with _in_unit_of_data(trainers): _fit(trainers, computation)
 
 @contextmanager
@@ -663,6 +662,7 @@ def load_state_dict(self:Trainer, state:dict) -> None:
     if own != there: raise ValueError("callbacks that have a state must be as in the checkpoint, "
                                         f"{there}, got {own}")
     for name in STATE: setattr(self, name, state[name])
+    self.begun = True
     self.warming_up = set(state['warming_up'])
     for part in ('model', 'optimizer', 'meter', 'train', 'val'):
         getattr(self, part).load_state_dict(state[part])
@@ -677,9 +677,14 @@ def load_state_dict(self:Trainer, state:dict) -> None:
     if self.epoch >= self.num_epochs: self.stopped_by = 'num_epochs'
 
 @patch
-def _resume(self:Trainer) -> None:
-    checkpoint = next(c for c in self.callbacks if isinstance(c, Checkpoint))
-    if checkpoint.path.exists(): self.load_state_dict(read_state(checkpoint.path))
+def begin(self:Trainer) -> None:
+    "Change the weights for the first time: normalise the decoder, or take those of the checkpoint."
+    if self.begun: return
+    if hasattr(self.model, 'normalize_decoder_weights'): self.model.normalize_decoder_weights()
+    if self.options['resume']:
+        checkpoint = next(c for c in self.callbacks if isinstance(c, Checkpoint))
+        if checkpoint.path.exists(): self.load_state_dict(read_state(checkpoint.path))
+    self.begun = True
 
 # %% ../nbs/02_training.ipynb #a6b6a1e7
 @delegates(Trainer)
