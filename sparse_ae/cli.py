@@ -274,7 +274,8 @@ def sparse_ae_train(
     key:str='',                   # Which array of an .npz file; empty: the only one
     latent_dim:int=0,             # Number of latents; 0: as many as input features
     hidden_dims:str='half',       # 64,32: widths; half: one layer, half-way; none: no hidden layer
-    activation:str='relu',        # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated
+    # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated
+    activation:str='relu',
     decoder_norm:str='row',       # Rows or columns of the decoder with norm 1: row, atom or none
     tied:bool=False,              # Decoder uses the transposed encoder weights (default: its own)
     sparsity_type:str='kl',       # Penalty: kl, l1, hoyer, log, l0 (of jumprelu) or none
@@ -298,8 +299,8 @@ def sparse_ae_train(
     "Train a sparse autoencoder on a matrix, and write model, figures and a report."
     arguments = dict(locals())
     if not resume and (Path(out)/CHECKPOINT).exists():
-        raise ValueError(f"out must not hold a checkpoint of another run, got {out!r}; --resume goes "
-                         "on from it")
+        raise ValueError(f"out must not hold a checkpoint of another run, got {out!r}; --resume "
+                         "goes on from it")
     matrix = load_matrix(data, key)
     if matrix.ndim != 2: raise ValueError(f"data must have shape (n, features), got {matrix.shape}")
     train_data, val_data = train_val_split(matrix, val_fraction, seed)

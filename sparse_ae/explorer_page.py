@@ -24,12 +24,15 @@ from .pictures import array_png
 # %% ../nbs/19_explorer_page.ipynb #1653c92f
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --mark: #e69600; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1rem auto; max-width: 76rem; padding: 0 1rem; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1rem auto; max-width: 76rem;
+  padding: 0 1rem; }
 h1 { font-size: 1.3rem; margin: 0 0 .3rem; } h2 { font-size: .95rem; margin: .8rem 0 .2rem; }
-#controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: center; margin: .6rem 0; }
+#controls { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: center;
+  margin: .6rem 0; }
 input, select { font: inherit; padding: .15rem .4rem; }
 #both { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
-#atoms { flex: 1 1 20rem; display: flex; flex-wrap: wrap; gap: 3px; max-height: 80vh; overflow: auto;
+#atoms { flex: 1 1 20rem; display: flex; flex-wrap: wrap; gap: 3px; max-height: 80vh;
+  overflow: auto;
   padding: 4px; }
 #latent { flex: 1 1 26rem; } .row { display: flex; flex-wrap: wrap; gap: 6px; }
 .tile { border: 0; padding: 0; image-rendering: pixelated; background-repeat: no-repeat;
@@ -54,7 +57,8 @@ function element(kind, text, parent) {
 function tile(kind, sheet, column, row, parent, zoom = 1) {
   const made = element(kind, undefined, parent), wide = size*zoom, tall = wide*page.tall;
   made.className = 'tile ' + sheet;
-  made.style.cssText = `width:${wide}px;height:${tall}px;background-size:${page[sheet]*wide}px auto;` +
+  made.style.cssText =
+    `width:${wide}px;height:${tall}px;background-size:${page[sheet]*wide}px auto;` +
     `background-position:${-column*wide}px ${-row*tall}px`;
   return made;
 }
@@ -73,7 +77,8 @@ function list() {
   find('count').textContent = `${some.length} of ${page.latents.length} latents`;
   find('atoms').replaceChildren();
   for (const l of some) {
-    const button = tile('button', 'atom', l.at % page.atom, Math.floor(l.at / page.atom), find('atoms'));
+    const row = Math.floor(l.at / page.atom);
+    const button = tile('button', 'atom', l.at % page.atom, row, find('atoms'));
     button.title = `latent ${l.id}` + (l.label && `: ${l.label}`);
     button.setAttribute('aria-label', button.title);
     button.setAttribute('aria-pressed', l === chosen);
@@ -97,7 +102,8 @@ function histogram(l, parent) {
   };
   l.counts.forEach((n, k) => add('rect', { x: k*wide + 1, y: 90 - 85*n/most, width: wide - 2,
                                           height: 85*n/most }));
-  add('text', { x: 0, y: 106 }, l.from); add('text', { x: 360, y: 106, 'text-anchor': 'end' }, l.to);
+  add('text', { x: 0, y: 106 }, l.from);
+  add('text', { x: 360, y: 106, 'text-anchor': 'end' }, l.to);
   parent.append(svg);
 }
 """
@@ -110,7 +116,8 @@ function show(l) {
   panel.replaceChildren();
   element('h1', `Latent ${l.id}`, panel);
   if (l.label) element('div', l.label, panel);
-  element('div', l.top.length ? `active on ${(100*l.density).toPrecision(3)} % of ${page.n} samples, ` +
+  element('div', l.top.length ?
+    `active on ${(100*l.density).toPrecision(3)} % of ${page.n} samples, ` +
     `mean activation ${l.mean.toPrecision(3)}` : `never active on ${page.n} samples`, panel);
   tile('div', 'atom', l.at % page.atom, Math.floor(l.at / page.atom), panel, 3);
   if (l.top.length) { element('h2', 'Activations, where active (logarithmic scale)', panel);

@@ -132,7 +132,8 @@ def losses(self:Stacked, batches:Sequence[Tensor]) -> list[Losses]:
     self.model.train(trainers[0].model.training)
     with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
         encoded, x_reconstructed = reconstruct(self.model, x)
-        size = x[0].numel()  # the gradient of a norm is one product; vmap(mse_loss) takes twice as long
+        # the gradient of a norm is one product; vmap(mse_loss) takes twice as long
+        size = x[0].numel()
         recon = torch.linalg.vector_norm(x_reconstructed - x, dim=(1, 2)).square() / size
         self.latest = vmap(self._combine)(recon, encoded.z, *numbers)
     parts = zip(*(part.detach().unbind(0) for part in self.latest[:-1]))
@@ -298,8 +299,8 @@ def sweep(
     """Train a model for each point of the grid, together where it can be done.
 
     Each run is what `torch.manual_seed(seed); make_model()` and training with the point's settings
-    would give, to rounding; `seed` is 0 unless given. With `checkpoint_dir` each has a folder in it,
-    by its number. An interrupt ends the sweep; runs that had not begun have no epochs. Raises
+    would give, to rounding; `seed` is 0 unless given. With `checkpoint_dir` each has a folder in
+    it, by its number. An interrupt ends the sweep; runs that had not begun have no epochs. Raises
     `ValueError` or `TypeError` for a bad grid or bad arguments, before the first step."""
     points = grid_points(grid)
     trainers = _make_trainers(make_model, train_data, val_data, points, fixed)

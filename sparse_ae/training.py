@@ -257,8 +257,10 @@ class Trainer:
         target_l0:'float|None'=None,      # Adjust the weight until this many latents are active
         target_sparsity_level:'float|None'=None,  # Or until this share of activations is below 0.01
         revive:'str|None'='auto',         # Dead latents: 'resample' ('auto'), 'auxiliary', `None`
-        regularizers:Iterable=(),         # More terms of the loss: `LayerSparsity`, `Contractive`, ...
-        monitor:'str|Callable'='auto',    # For early stopping; 'auto': 'loss', 'recon_loss' (target)
+        # More terms of the loss: `LayerSparsity`, `Contractive`, ...
+        regularizers:Iterable=(),
+        # For early stopping; 'auto': 'loss', 'recon_loss' (target)
+        monitor:'str|Callable'='auto',
         min_delta:float=0.,               # By how much it must fall to count as improvement
         checkpoint_dir:'str|None'=None,   # Folder for checkpoints; `None`: none
         checkpoint_epochs:'int|None'=None,     # Epochs between them

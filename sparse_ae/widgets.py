@@ -204,6 +204,6 @@ def compare_runs(
             if part not in run: raise ValueError("runs must have history, results and model each, "
                                                  f"{name!r} has no {part}")
             for key in keys:
-                if key not in run[part]: raise ValueError(f"{part} of runs must have {key}, that of "
-                                                          f"{name!r} has not")
+                if key not in run[part]:
+                    raise ValueError(f"{part} of runs must have {key}, that of {name!r} has not")
     return RunComparison({str(name): run for name, run in runs.items()}, image_shape)

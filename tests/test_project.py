@@ -47,6 +47,8 @@ def test_a_spoilt_notebook_is_not_clean():
     nb = nbformat.read(ROOT/'nbs'/'05_widgets.ipynb', as_version=4)
     cell = next(c for c in nb.cells if c.cell_type == 'code')
     for spoil in (lambda: cell.update(execution_count=3),
+                  lambda: cell.update(source='x = 1' + 100*' ' + '# far away'),
+                  lambda: [c.update(source='') for c in nb.cells if 'colab' in c.source],
                   lambda: nb.metadata.update(widgets={'state': {}}),
                   lambda: cell.update(outputs=[nbformat.v4.new_output(
                       'stream', name='stdout', text=str(ROOT/'data'))]),

@@ -19,6 +19,7 @@ from nbdev.clean import clean_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = 'application/vnd.jupyter.widget-view+json'
+INSTALLS = '%pip install -q "sparse_ae[sklearn] @ git+https://github.com/sparse-ae/sparse_ae"'
 
 
 def notebooks() -> list[Path]:
@@ -56,6 +57,11 @@ def faults(nb) -> list[str]:
             found.append(f'code cell {number} shows a path of the machine')
         if 'interactive(children=' in text:
             found.append(f'code cell {number} shows a widget as text')
+        if any(len(line) > 100 and not line.startswith('#|')
+               for line in cell.source.splitlines()):
+            found.append(f'code cell {number} has a line of more than 100 columns')
+    if not any(INSTALLS in cell.source for cell in nb['cells']):
+        found.append(f'no cell installs the library on Colab: {INSTALLS}')
     if len(str(nb)) > 2**20: found.append('larger than a megabyte')
     return found
 
