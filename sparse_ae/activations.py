@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .checks import (Choice, check_bool, check_fraction, check_int, check_not_negative,
                               check_positive)
+from .sparse_codes import Entries, SparseCode, largest, largest_of_all
 
 # %% ../nbs/20_activations.ipynb #b98d5a93
 class CodeActivation(Choice, nn.Module):
@@ -167,16 +168,19 @@ class JumpReLU(HardThreshold):
     def sided(self, pre): return pre, torch.ones_like(pre)
 
 # %% ../nbs/20_activations.ipynb #1504866c
-def _kept(
-    u:Tensor,     # Shape `(..., n)`
-    k:int,        # Entries kept in each row
-) -> tuple[Tensor, Tensor]:  # `u` with zeros elsewhere; the entries kept, `(..., k)`
-    values, places = u.topk(k, sorted=False)
-    return torch.zeros_like(u).scatter(-1, places, values), values
-
 class _Largest(CodeActivation):
-    "What keeps `k` latents a sample."
-    fixes_l0 = True
+    "What keeps `k` latents a sample; a subclass chooses them."
+    fixes_l0 = by_sample = True    # the choice for a sample is made from it alone
+
+    def choose(self, u:Tensor) -> SparseCode:
+        "The entries of `u`, shape `(n, latent_dim)`, that are kept, as they are there."
+        raise NotImplementedError(f"{type(self).__name__} must have a choose(u)")
+
+    def forward(self, pre):
+        entries = self.choose(pre.detach().reshape(-1, pre.shape[-1])).entries
+        u = pre.reshape(-1)
+        kept = F.relu(u.gather(0, entries.places))
+        return torch.zeros_like(u).scatter(0, entries.places, kept).view_as(pre)
 
     def attach(self, latent_dim, **where):
         if self.k > latent_dim:
@@ -195,7 +199,10 @@ class TopK(_Largest):
         super().__init__()
         self.k = check_int('k', k)
 
-    def forward(self, pre): return _kept(F.relu(pre), self.k)[0]
+    def choose(self, u):
+        values, latents = largest(u, self.k)
+        starts = torch.arange(0, latents.numel() + 1, self.k, device=u.device)
+        return SparseCode(values.flatten(), Entries(latents.flatten(), starts, u.shape[-1]))
 
 # %% ../nbs/20_activations.ipynb #3a8ccc69
 class BatchTopK(_Largest):
@@ -220,12 +227,16 @@ class BatchTopK(_Largest):
         self.register_buffer('num_batches_tracked', seen)
         return self
 
-    def forward(self, pre):
-        u = F.relu(pre)
-        if not self.training: return u * (u > self.threshold)
-        z, values = _kept(u.flatten(), self.k * (u.numel() // u.shape[-1]))
-        self._track(values.detach())
-        return z.view_as(u)
+    @property
+    def by_sample(self) -> bool: return not self.training
+
+    def choose(self, u):
+        flat, (n, width) = u.reshape(-1), u.shape
+        if self.training: places = largest_of_all(flat, self.k*n)
+        else: places = (flat > self.threshold.clamp(min=0)).nonzero()[:, 0]
+        starts = F.pad(torch.bincount(places // width, minlength=n).cumsum(0), (1, 0))
+        if self.training: self._track(flat[places])
+        return SparseCode(flat[places], Entries(places % width, starts, width))
 
     def _track(self, values:Tensor) -> None:
         if not self.momentum or not len(values): return  # a pass that does not count

@@ -117,9 +117,11 @@ class SparsityTarget(Callback):
     def before_fit(self, trainer): trainer.warming_up.add('target')
 
     def after_loss(self, trainer):
-        z, n = trainer.losses.z, len(trainer.losses.z)
-        active = (trainer.losses.active.sum() if self.level is None else
-                  (z.detach().abs() >= 0.01).sum() / z[0].numel()).item()
+        n = len(trainer.losses.code)
+        if self.level is None: active = trainer.losses.active.sum().item()
+        else:
+            z = trainer.losses.z.detach()
+            active = ((z.abs() >= 0.01).sum() / z[0].numel()).item()
         if not trainer.model.training:
             self.on_val, self.n_val = self.on_val + active, self.n_val + n
         elif self.running is None: self.running = active / n
@@ -185,7 +187,7 @@ class DeadLatents(Callback):
         if not trainer.model.training: return
         active = trainer.losses.active.detach()
         self.active = active.clone() if self.active is None else self.active.add_(active)
-        self.seen += len(trainer.losses.z)
+        self.seen += len(trainer.losses.code)
 
     def dead(self) -> 'Tensor|None':
         "Which latents were silent over a whole window, `(latent_dim,)`; `None` within a window."

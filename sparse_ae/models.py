@@ -22,8 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .activations import CODE_ACTIVATIONS, CodeActivation, statistics_kept
 from .checks import check_bool, check_choice, check_device, check_int, choose
-from .encoders import ENCODERS, CodeEncoder, as_in_evaluation
+from .encoders import ENCODERS, CodeEncoder, Linear, as_in_evaluation
 from .losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
+from .sparse_codes import SparseCode, decode_sparsely, encode_sparsely
 
 # %% ../nbs/00_models.ipynb #45cfca27
 def unit_norm(
@@ -251,9 +252,10 @@ def encode(
 @patch
 def decode(
     self:BaseSparseAutoencoder,
-    z:Tensor,    # Code, shape `(..., latent_dim)`, in the model's dtype
-) -> Tensor:     # Reconstruction, shape `(..., input_dim)`
+    z:'Tensor|SparseCode',    # Code, shape `(..., latent_dim)`, in the model's dtype
+) -> Tensor:                  # Reconstruction, shape `(..., input_dim)`
     "The reconstruction from a code. Raises `TypeError` or `ValueError` for another type or width."
+    if isinstance(z, SparseCode): return self._decode_sparse(z)
     self._check_width('z', z, 'latent_dim')
     return self._stack('decoder', z)[0]
 
@@ -263,7 +265,43 @@ def forward(
     x:Tensor,    # Inputs, shape `(..., input_dim)`
 ) -> Tensor:     # Reconstruction, shape `(..., input_dim)`
     "The reconstruction of `x`: `decode(encode(x))`."
-    return self.decode(self.encode(x))
+    code = None if torch.is_grad_enabled() else self.encode_sparse(x)
+    return self.decode(self.encode(x) if code is None else code)
+
+# %% ../nbs/00_models.ipynb #sparse02
+@patch
+def encode_sparse(
+    self:BaseSparseAutoencoder,
+    x:Tensor,    # Inputs, shape `(n, input_dim)`, in the model's dtype
+) -> 'SparseCode|None':
+    """The code of `x` as its entries, with gradients; `None` for a model that is not a single layer
+    with a `'topk'` or `'batch_topk'` activation, and for formats in which it does not pay."""
+    single = self.depth == 1 and not self.batch_norm and isinstance(self.encoder, Linear)
+    if not (single and hasattr(self.activation, 'choose')): return None
+    self._check_width('x', x, 'input_dim')
+    if x.ndim != 2 or not (x.is_cuda or self._computes_in(x) in (torch.float32, torch.float64)):
+        return None
+    return encode_sparsely(*self._cast(x, self.encoder_weights()[0], self.encoder_bias_1),
+                           self.activation)
+
+@patch
+def _computes_in(self:BaseSparseAutoencoder, x:Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+
+@patch
+def _cast(self:BaseSparseAutoencoder, *tensors:Tensor) -> list[Tensor]:
+    "To the format of the matrix products."
+    return [t.to(self._computes_in(t)) for t in tensors]
+
+@patch
+def _decode_sparse(self:BaseSparseAutoencoder, code:SparseCode) -> Tensor:
+    width = code.entries.latent_dim
+    if self.depth > 1 or self.batch_norm or width != self.latent_dim:
+        raise ValueError(f"z must be a tensor of shape (..., {self.latent_dim}), or the entries of "
+                         f"one for a single-layer model; got entries of width {width} for depth "
+                         f"{self.depth}")
+    return decode_sparsely(code, *self._cast(self.decoder_weights()[0], self.decoder_bias_1))
 
 # %% ../nbs/00_models.ipynb #7e6308d4
 @contextmanager

@@ -32,8 +32,9 @@ from .checks import (check_bool, check_choice, check_device, check_int, check_no
                               check_positive)
 from .initialisation import StartFromData, data_scale
 from .live_latents import SparsityTarget, SparsityWarmup, reviver
-from .losses import get_penalty, mean_activation
+from .losses import get_penalty, mean_activation, no_sparsity_loss
 from .models import Encoded, evaluating
+from .sparse_codes import SparseCode
 
 # %% ../nbs/02_training.ipynb #bdc18f58
 class Losses(NamedTuple):
@@ -41,15 +42,21 @@ class Losses(NamedTuple):
     total:Tensor      # `recon + sparsity_weight*sparsity` and the regularisers, scalar
     recon:Tensor      # Mean squared error over all entries, scalar
     sparsity:Tensor   # Penalty, not weighted, scalar
-    z:Tensor          # Code, shape `(batch, ...)`
+    code:'Tensor|SparseCode'  # As it was computed; `z` is the same as a tensor
     active:Tensor     # In how many samples each latent is active, shape `(latent_dim,)`
     minimised:Tensor  # What the step minimises: `total`, with `ramp` times the penalty's weight
     terms:dict        # Regularisers by name, not weighted, scalars
 
+    @property
+    def z(self) -> Tensor:
+        "The code with its zeros, shape `(batch, ...)`."
+        return self.code.dense() if isinstance(self.code, SparseCode) else self.code
+
 def count_active(
-    z:Tensor,    # Code, shape `(batch, ..., latent_dim)`
+    z:'Tensor|SparseCode',    # Code, shape `(batch, ..., latent_dim)`
 ) -> Tensor:     # Shape `(..., latent_dim)` in one, single precision
     "In how many samples each latent is active."
+    if isinstance(z, SparseCode): return z.active()
     sign = z.detach().sign()  # this is faster than z != 0 and a sum
     if z.ndim > 2 or z.dtype != torch.float32: sign = sign.flatten(1).float()
     sign.mul_(sign)
@@ -61,12 +68,14 @@ def count_active(
 def reconstruct(
     model:nn.Module,     # Has `encode` and `decode`
     x:Tensor,            # Inputs, shape `(batch, ...)`
+    sparsely:bool=False,  # Is a `SparseCode` welcome, where the model makes one?
 ) -> tuple[Encoded, Tensor]:  # Code and hidden activations; reconstruction, of the shape of `x`
     """Code and reconstruction from one encoder pass; `TypeError` for a code that is no tensor,
     `ValueError` if the shapes do not fit."""
-    encoded = (model.encode_layers(x) if hasattr(model, 'encode_layers') else
-               Encoded(model.encode(x)))
-    if not isinstance(encoded.z, Tensor):
+    code = model.encode_sparse(x) if sparsely and hasattr(model, 'encode_sparse') else None
+    encoded = (Encoded(code) if code is not None else model.encode_layers(x) if
+               hasattr(model, 'encode_layers') else Encoded(model.encode(x)))
+    if not isinstance(encoded.z, (Tensor, SparseCode)):
         raise TypeError(f"model.encode must return a tensor, got {type(encoded.z).__name__}")
     x_reconstructed = model.decode(encoded.z)
     if x_reconstructed.shape != x.shape:  # a difference would be broadcast, silently
@@ -85,9 +94,13 @@ def batch_losses(
     generator:'torch.Generator|None'=None,   # For regularisers that draw
 ) -> Losses:
     "The losses of one batch, from one encoder pass."
-    encoded, x_reconstructed = reconstruct(model, x)
+    encoded, x_reconstructed = reconstruct(model, x, sparsely=not terms)
+    recon = F.mse_loss(x_reconstructed, x)
     values = {term.name: term(model, x, encoded, generator) for term in terms}
-    recon, sparsity = F.mse_loss(x_reconstructed, x), penalty(penalised(model, encoded, penalty))
+    if isinstance(encoded.z, SparseCode) and penalty is not no_sparsity_loss:
+        encoded = Encoded(encoded.z.dense())  # penalties are functions of a tensor
+    sparsity = (recon.new_zeros(()) if isinstance(encoded.z, SparseCode) else
+                penalty(penalised(model, encoded, penalty)))
     return combine(recon, encoded.z, sparsity, sparsity_weight, ramp, terms, values)
 
 def penalised(
@@ -103,7 +116,7 @@ def penalised(
 
 def combine(
     recon:Tensor,                         # Mean squared error, scalar
-    z:Tensor,                             # Code, shape `(batch, ...)`
+    z:'Tensor|SparseCode',                # Code, shape `(batch, ...)`
     sparsity:Tensor,                      # What the penalty gave, scalar
     sparsity_weight:float,                # Weight of the penalty
     ramp:float=1.,                        # Part of that weight which acts
@@ -139,7 +152,7 @@ class Meter:
         if not self.sums:
             self.names = ('loss', 'recon_loss', 'sparsity_loss', *losses.terms)
             self.sums = [0.]*len(values)
-        n = len(losses.z)
+        n = len(losses.code)
         self.n, self.sums = self.n + n, [s + n*value for s, value in zip(self.sums, values)]
         # single precision counts up to 2**24
         active = losses.active if self.n <= 2**24 else losses.active.double()
