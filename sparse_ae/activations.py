@@ -28,6 +28,7 @@ class CodeActivation(Choice, nn.Module):
     stackable = True       # it takes each sample alone, and has no parameters
     fixes_l0 = False       # a penalty cannot change how many latents are active
     has_step = False       # its step has a pseudo-gradient
+    nonnegative = False    # no entry is negative, and where one is 0 no gradient gets through
 
     def __init__(self): super().__init__()
 
@@ -59,12 +60,12 @@ class CodeActivation(Choice, nn.Module):
 # %% ../nbs/20_activations.ipynb #dc30231d
 class ReLU(CodeActivation):
     "`max(0, u)`."
-    name = 'relu'
+    name, nonnegative = 'relu', True
     def forward(self, pre): return F.relu(pre)
 
 class Sigmoid(CodeActivation):
     "`1 / (1 + exp(-u))`, in (0, 1)."
-    name, homogeneous = 'sigmoid', False
+    name, homogeneous, nonnegative = 'sigmoid', False, True
     def forward(self, pre): return torch.sigmoid(pre)
 
 class Identity(CodeActivation):
@@ -170,7 +171,8 @@ class JumpReLU(HardThreshold):
 # %% ../nbs/20_activations.ipynb #1504866c
 class _Largest(CodeActivation):
     "What keeps `k` latents a sample; a subclass chooses them."
-    fixes_l0 = by_sample = True    # the choice for a sample is made from it alone
+    fixes_l0 = nonnegative = True
+    by_sample = True       # the choice for a sample is made from it alone
 
     def choose(self, u:Tensor) -> SparseCode:
         "The entries of `u`, shape `(n, latent_dim)`, that are kept, as they are there."

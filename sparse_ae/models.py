@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .activations import CODE_ACTIVATIONS, CodeActivation, statistics_kept
+from .activations import CODE_ACTIVATIONS, CodeActivation, ReLU, statistics_kept
 from .checks import check_bool, check_choice, check_device, check_int, choose
 from .encoders import ENCODERS, CodeEncoder, Linear, as_in_evaluation
 from .losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
@@ -226,11 +226,13 @@ def _stack(self:BaseSparseAutoencoder, side:str, x:Tensor, keep_hidden:bool=Fals
 def encode_layers(
     self:BaseSparseAutoencoder,
     x:Tensor,               # Inputs, shape `(..., input_dim)`, in the model's dtype
-    keep_hidden:bool=True,  # With the activations of the hidden layers?
+    keep_hidden:bool=True,  # With the activations of the hidden layers, and `pre` of any model?
 ) -> Encoded:
     "The code of `x`, its value before the code activation, and the hidden activations."
     self._check_width('x', x, 'input_dim')
     pre, hidden = self._stack('encoder', x, keep_hidden)
+    if not keep_hidden and isinstance(self.encoder, Linear) and isinstance(self.activation, ReLU):
+        return Encoded(F.relu_(pre))  # in its place: a new tensor costs more than the maximum
     z, pre = self.encoder.run(pre, self._explained, self.activation)
     return Encoded(z, pre, hidden)
 
@@ -334,8 +336,11 @@ def normalize_decoder_weights(self:BaseSparseAutoencoder) -> None:
 
     The model's function does not change."""
     name, dim = self.normalized_weight()
+    if dim is None: return
     W = self.get_parameter(name)
-    if dim is not None: W.copy_(unit_norm(W, dim))
+    norm = W.square().sum(dim, keepdim=True).sqrt()
+    if ((norm > 1e-15) & (norm < 1e15)).all(): W.div_(norm)  # its square is representable
+    else: W.copy_(unit_norm(W, dim))
 
 @patch
 @torch.no_grad()
@@ -358,7 +363,9 @@ def hold_norm(
     name, dim = self.normalized_weight()
     W, hooks, self.norm_is_held = self.get_parameter(name), [], True
     if dim is not None and W.requires_grad:
-        tangent = lambda g: g - W.detach() * (g * W.detach()).sum(dim, keepdim=True)
+        def tangent(g):
+            radial = (g * W.detach()).sum(dim, keepdim=True)
+            return torch.addcmul(g, W.detach(), radial, value=-1)
         hooks.append(W.register_hook(tangent))
 
     def release() -> None:

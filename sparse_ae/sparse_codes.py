@@ -175,7 +175,7 @@ def encode_sparsely(
 ) -> SparseCode:       # Of what `activation` makes
     "The code of `x`, with gradients, without one product of a dense code but the first."
     with torch.no_grad():
-        size = max(1, 2**19 // len(b)) if activation.by_sample else len(x)
+        size = max(256, 2**21 // len(b)) if activation.by_sample else len(x)
         parts = [activation.choose(F.linear(some, W, b)) for some in x.split(size)]
         chosen = joined(parts)
     return SparseCode(F.relu(_Encode.apply(x, W, b, chosen.values, chosen.entries)), chosen.entries)

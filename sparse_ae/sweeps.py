@@ -28,7 +28,7 @@ from .eval_viz import _figure, _saved, evaluate_sparse_autoencoder
 from .live_latents import AuxiliaryLoss
 from .losses import get_penalty
 from .models import BaseSparseAutoencoder
-from .training import (AUTOCAST, Alone, Losses, Trainer, combine, fit_together,
+from .training import (AUTOCAST, Alone, Losses, Trainer, combine, fit_together, lighter,
                                 make_optimizer, reconstruct)
 
 # %% ../nbs/14_sweeps.ipynb #96d02e31
@@ -147,6 +147,7 @@ def _combine(self:Stacked, recon:Tensor, z:Tensor, sparsity_weight:Tensor, ramp:
     kind = self.trainers[0].options['sparsity_type']
     penalty = get_penalty(kind)
     if kind == 'kl': penalty = partial(penalty, target_sparsity=target)
+    penalty = lighter(self.trainers[0].model.activation, penalty)
     return combine(recon, z, penalty(z), sparsity_weight, ramp)
 
 @patch
