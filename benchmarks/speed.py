@@ -3,21 +3,26 @@
     python benchmarks/speed.py            # about six minutes on 2 cores
     python benchmarks/speed.py steps      # one part only; RESULTS.md stays as it is
 """
+import os
 import statistics
 import subprocess
 import sys
+import types
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
+from quality import bare
 from tables import run
-from training import data, interleaved
+from torch import nn
+from training import classical, data, interleaved, ratio, trainer
 
 from sparse_ae import BatchTopK, SparseAutoencoder, TopK
+from sparse_ae.sparse_codes import Entries, SparseCode, _Encode, decode_sparsely, encode_sparsely
 from sparse_ae.training import Alone, Trainer, _step
 
+HERE = Path(__file__).resolve().parent
 INPUT, LATENT, BATCH, K = 384, 3072, 2048, 32
 
 
@@ -51,7 +56,7 @@ def step(activation, input_dim=INPUT, latent_dim=LATENT, batch=BATCH, **options)
     t.begin()
     model.train()
     compute = Alone([t])
-    def one():
+    def one(x=x):
         _step([t], [[x]], compute, lambda event, some: [s.event(event) for s in some])
     return one
 
@@ -71,13 +76,14 @@ class Textbook(nn.Module):
         return z, self.decoder(z)
 
 
-def textbook(k):
+def textbook(activation=None):
     "A step of the textbook's autoencoder, normalised by the textbook, as a function."
     torch.manual_seed(0)
+    k = activation and activation.k
     model, x = Textbook(k), rows(BATCH, INPUT)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
-    def one():
+    def one(x=x):
         optimizer.zero_grad()
         z, x_reconstructed = model(x)
         loss = F.mse_loss(x_reconstructed, x)
@@ -88,9 +94,60 @@ def textbook(k):
     return one
 
 
-def over(times, one, other='dense floor'):
-    "Median over the rounds of the time of `one` to that of `other` in the same round."
-    return statistics.median(a / b for a, b in zip(times[one], times[other]))
+def dictionary_learning(kind):
+    "A step of the library dictionary_learning, as a function."
+    from dictionary_learning.trainers import batch_top_k, top_k
+    cls = {'top-k': top_k.TopKTrainer, 'batch-top-k': batch_top_k.BatchTopKTrainer}[kind]
+    made, x = cls(steps=10**6, activation_dim=INPUT, dict_size=LATENT, k=K, layer=0, lm_name='',
+                  device='cpu'), rows(BATCH, INPUT)
+    return lambda: made.update(1, x)
+
+
+def overcomplete():
+    "A step of the library overcomplete, Adam, as a function."
+    from overcomplete.sae import TopKSAE
+    model, x = TopKSAE(INPUT, nb_concepts=LATENT, top_k=K), rows(BATCH, INPUT)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+
+    def one():
+        optimizer.zero_grad()
+        F.mse_loss(model(x)[2], x).backward()
+        optimizer.step()
+    return one
+
+
+def sparsify():
+    "A step of the library sparsify (eai-sparsify), Adam, as a function."
+    os.environ['SPARSIFY_DISABLE_TRITON'] = '1'  # there is no GPU
+    for name, need in {'transformers': 'PreTrainedModel', 'accelerate.utils': 'send_to_device'}.items():
+        package = name.partition('.')[0]
+        if find_spec(package) is None:  # its functions for language models cannot be used then
+            for part in (package, name):
+                sys.modules[part] = types.ModuleType(part)
+                setattr(sys.modules[part], need, object)
+    from sparsify.config import SparseCoderConfig
+    from sparsify.sparse_coder import SparseCoder
+    model = SparseCoder(INPUT, SparseCoderConfig(num_latents=LATENT, k=K), dtype=torch.float32)
+    optimizer, x = torch.optim.Adam(model.parameters(), 1e-4), rows(BATCH, INPUT)
+
+    def one():
+        optimizer.zero_grad()
+        model(x).fvu.backward()
+        model.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        model.set_decoder_norm_to_unit_norm()
+    return one
+
+
+def peers():
+    "Steps of the libraries that can be imported, by name."
+    found = {}
+    if bare('dictionary_learning'):
+        for kind in ('top-k', 'batch-top-k'):
+            found[f'dictionary_learning, {kind}'] = dictionary_learning(kind)
+    if bare('overcomplete'): found['overcomplete, top-k'] = overcomplete()
+    if bare('sparsify'): found['sparsify, top-k'] = sparsify()
+    return found
 
 
 def steps(rounds):
@@ -98,14 +155,130 @@ def steps(rounds):
     here = {'dense, ReLU + L1': step('relu', sparsity_type='l1', sparsity_weight=0.01),
             f'top-k, k = {K}': step(TopK(K)), f'batch-top-k, k = {K}': step(BatchTopK(K))}
     reach = dict(zip(here, ('at most 1.12', 'at most 0.55', 'at most 0.55')))
-    books = {'textbook, dense, ReLU + L1': textbook(None), 'textbook, top-k, k = 32': textbook(K)}
-    times = interleaved({'dense floor': floor(), **here, **books}, rounds)
-    return [(f'step, {name} / dense floor', over(times, name), reach.get(name, ''))
-            for name in (*here, *books)]
+    books = {'textbook, dense, ReLU + L1': textbook(), 'textbook, top-k, k = 32': textbook(TopK(K))}
+    others = {**books, **peers()}
+    times = interleaved({'dense floor': floor(), **here, **others}, rounds)
+    return [(f'step, {name} / dense floor', ratio(times, name, 'dense floor'), reach.get(name, ''))
+            for name in (*here, *others)]
 
 
-PARTS = dict(steps=steps)
+MEMORY = '''
+import ctypes, gc, resource, sys
+sys.path.insert(0, sys.argv[1])
+from torch.profiler import profile
+from speed import step, textbook, rows, TopK, INPUT, K, BATCH, LATENT
+one, x = dict(here=step, textbook=textbook)[sys.argv[2]](TopK(K)), rows(BATCH, INPUT)
+one(x[:2]), one(x[:2])   # the optimiser has its state now
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
+pages = int(open('/proc/self/statm').read().split()[1])
+for _ in range(3): one(x)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+with profile(profile_memory=True) as seen: one(x)
+changes = sorted((e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events()
+                 if e.name() == '[memory]')
+alive = highest = 0
+for _, change in changes:
+    alive += change
+    highest = max(highest, alive)
+print((peak - pages*resource.getpagesize()) / (4*BATCH*LATENT), highest / (4*BATCH*LATENT))
+'''
+
+
+def memory(rounds):
+    "Peak memory of a top-k step above parameters and optimiser, in code-sized dense tensors."
+    def peaks(which):
+        found = [subprocess.run([sys.executable, '-c', MEMORY, str(HERE), which], check=True,
+                                capture_output=True, text=True).stdout.split() for _ in range(5)]
+        return [statistics.median(map(float, some)) for some in zip(*found)]
+    found = []
+    for which, reach in (('here', 'at most 1.5'), ('textbook', '')):
+        process, tensors = peaks(which)
+        found += [(f'peak memory of a top-k step, {which}: tensors, in dense codes', tensors, reach),
+                  ('- the whole process, which varies (median of 5)', process, '')]
+    return found
+
+
+def inference(rounds):
+    "Encode and decode without gradients, k = 32, against two products of dense matrices."
+    torch.manual_seed(0)
+    models = {norm: SparseAutoencoder(INPUT, LATENT, hidden_dims=(), activation=TopK(K),
+                                      decoder_norm=norm).eval() for norm in ('atom', None)}
+    x, z = rows(BATCH, INPUT), rows(BATCH, LATENT, 1)
+    W, D = rows(LATENT, INPUT, 3), rows(INPUT, LATENT, 4)
+    code, out = torch.empty_like(z), torch.empty_like(x)
+    book = Textbook(K)
+
+    def products():
+        torch.mm(x, W.T, out=code)
+        torch.mm(z, D.T, out=out)
+    functions = {'products': products, 'here': lambda: models['atom'](x),
+                 'no norm': lambda: models[None](x), 'textbook': lambda: book(x)}
+    with torch.no_grad(): times = interleaved(functions, 3*rounds)
+    name = 'encode + decode, k = 32, {} / two dense products'
+    return [(name.format(what), ratio(times, key, 'products'), reach) for key, what, reach in
+            (('here', 'decoder normalised', 'at most 0.75'), ('no norm', 'decoder not normalised', ''),
+             ('textbook', 'textbook', ''))]
+
+
+def encoding_twice(epochs):
+    "The straightforward loop: the penalty's code from a pass of its own, in both passes."
+    model, x, val = classical(), data(), data(256, seed=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    def loss(x): return F.mse_loss(model(x), x) + 0.1*model.encode(x).abs().mean()
+    def one():
+        for _ in range(epochs):
+            optimizer.zero_grad()
+            loss(x).backward()
+            optimizer.step()
+            model.normalize_decoder_weights()
+            with torch.no_grad(): loss(val).item()
+    return one
+
+
+def classical_epoch(rounds):
+    "An epoch of 200 -> 125 -> 50 on all 3,200 rows, validation included."
+    times = interleaved({'here': trainer(100, batch_size=3200), 'twice': encoding_twice(100)}, rounds)
+    return [('epoch, 200 -> 125 -> 50, full batch / encoding twice', ratio(times, 'here', 'twice'),
+             'at most 0.70')]
+
+
+def after_encoding(latent_dim, batch, k):
+    "Decoding and all gradients, given the entries: what is left when the first product is done."
+    x, W, b = rows(batch, INPUT), rows(latent_dim, INPUT, 3), torch.zeros(latent_dim)
+    D, offset = rows(INPUT, latent_dim, 4), torch.zeros(INPUT)
+    with torch.no_grad(): chosen = encode_sparsely(x, W, b, TopK(k))
+    leaves = [t.requires_grad_() for t in (W, b, D, offset)]
+
+    def one():
+        e = chosen.entries
+        e = Entries(e.latents, e.starts, latent_dim)  # nothing is remembered from the last time
+        code = SparseCode(_Encode.apply(x, W, b, chosen.values, e), e)
+        torch.autograd.grad(F.mse_loss(decode_sparsely(code, D, offset), x), leaves)
+    return one
+
+
+def growth(rounds):
+    "How a top-k step grows with the number of latents, with k and with the batch."
+    found, first = [], None
+    for latent_dim, k, batch in ((1024, 32, 2048), (3072, 32, 2048), (8192, 32, 2048),
+                                 (16384, 32, 2048), (65536, 32, 2048), (3072, 8, 2048),
+                                 (3072, 128, 2048), (3072, 32, 512), (3072, 32, 8192)):
+        functions = dict(floor=floor(latent_dim=latent_dim, batch=batch),
+                         step=step(TopK(k), latent_dim=latent_dim, batch=batch),
+                         rest=after_encoding(latent_dim, batch, k))
+        times = interleaved(functions, max(2, rounds // 3))
+        rest = statistics.median(times['rest'])
+        first = first or rest
+        name = f'latent_dim {latent_dim:,}, k {k}, batch {batch:,}'
+        found += [(f'step / dense floor, {name}', ratio(times, 'step', 'floor'), ''),
+                  ('- decoding and gradients, against those at 1,024, 32, 2,048', rest / first, '')]
+    return found
+
+
+PARTS = dict(steps=steps, memory=memory, inference=inference, classical=classical_epoch,
+             growth=growth)
 
 if __name__ == '__main__':
     run(__doc__, PARTS, 'How fast', 'Medians of ratios within a round',
-        Path(__file__).resolve().parent/'RESULTS.md', rounds=11)
+        HERE/'RESULTS.md', rounds=11)

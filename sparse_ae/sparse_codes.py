@@ -7,8 +7,10 @@ __all__ = ['largest', 'largest_of_all', 'Entries', 'SparseCode', 'sums_of_rows',
            'decode_sparsely']
 
 # %% ../nbs/27_sparse_codes.ipynb #c700335c
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ def largest(
     values, at = u.gather(-1, places).topk(k, sorted=False)
     return values, places.gather(-1, at)
 
-# %% ../nbs/27_sparse_codes.ipynb #f8f8846a
+# %% ../nbs/27_sparse_codes.ipynb #a98c2947
 def largest_of_all(
     u:Tensor,    # Shape `(n,)`
     k:int,       # How many, at most `n`
@@ -58,7 +60,7 @@ def largest_of_all(
     kept = keep.nonzero()[:, 0]
     return kept if candidates is None else candidates[kept]
 
-# %% ../nbs/27_sparse_codes.ipynb #a77586f7
+# %% ../nbs/27_sparse_codes.ipynb #1d2f8115
 @dataclass(eq=False)
 class Entries:
     "Which entries of a code may be active."
@@ -102,7 +104,7 @@ class SparseCode:
         ones = (self.values.detach() != 0).float()
         return ones.new_zeros(self.entries.latent_dim).index_add(0, self.entries.latents, ones)
 
-# %% ../nbs/27_sparse_codes.ipynb #87af0643
+# %% ../nbs/27_sparse_codes.ipynb #b06dbcb0
 def sums_of_rows(
     values:Tensor,    # Weights, `(m,)`
     rows:Tensor,      # Which row each weighs, `(m,)`
@@ -128,24 +130,26 @@ def products_of_rows(
                                per_sample_weights=weights, include_last_offset=True)
         return torch.autograd.grad(sums, weights, a)[0]
 
-# %% ../nbs/27_sparse_codes.ipynb #b06dbcb0
+# %% ../nbs/27_sparse_codes.ipynb #f42fc04f
 class _Decode(torch.autograd.Function):
-    "`z @ atoms`."
+    "`z @ D.T + b`."
     @staticmethod
-    def forward(ctx, values, atoms, entries):
+    def forward(ctx, values, D, b, entries):
         ctx.entries = entries
-        ctx.save_for_backward(values, atoms)
-        return sums_of_rows(values, entries.latents, entries.starts, atoms)
+        ctx.save_for_backward(values, D)
+        return sums_of_rows(values, entries.latents, entries.starts, D.mT.contiguous()).add_(b)
 
     @staticmethod
     def backward(ctx, grad):
-        (values, atoms), of_values, of_atoms = ctx.saved_tensors, None, None
+        (values, D), of_values, of_D, of_b = ctx.saved_tensors, None, None, None
         grad = grad.contiguous()
-        if ctx.needs_input_grad[0]: of_values = products_of_rows(ctx.entries, grad, atoms)
+        if ctx.needs_input_grad[0]:
+            of_values = products_of_rows(ctx.entries, grad, D.mT.contiguous())
         if ctx.needs_input_grad[1]:
             order, samples, starts = ctx.entries.by_latent
-            of_atoms = sums_of_rows(values[order], samples, starts, grad)
-        return of_values, of_atoms, None
+            of_D = sums_of_rows(values[order], samples, starts, grad).mT.contiguous()
+        if ctx.needs_input_grad[2]: of_b = grad.sum(0)
+        return of_values, of_D, of_b, None
 
 class _Encode(torch.autograd.Function):
     "`x @ W.T + b` at entries, where its values are known."
@@ -166,17 +170,20 @@ class _Encode(torch.autograd.Function):
             of_b = grad.new_zeros(e.latent_dim).index_add(0, e.latents, grad)
         return of_x, of_W, of_b, None, None
 
-# %% ../nbs/27_sparse_codes.ipynb #f42fc04f
+# %% ../nbs/27_sparse_codes.ipynb #a792ae9c
 def encode_sparsely(
     x:Tensor,          # Inputs, `(n, input_dim)`
     W:Tensor,          # Encoder, `(latent_dim, input_dim)`
     b:Tensor,          # Its bias, `(latent_dim,)`
-    activation,        # Has `choose(u)`, which gives a `SparseCode` of pre-activations
+    activation:Any,    # Has `choose(u)`, which gives a `SparseCode` of pre-activations
 ) -> SparseCode:       # Of what `activation` makes
     "The code of `x`, with gradients, without one product of a dense code but the first."
+    entries = 2**20 if torch.is_grad_enabled() else 2**22  # of `u` at a time: 4 or 16 MB
     with torch.no_grad():
-        size = max(256, 2**21 // len(b)) if activation.by_sample else len(x)
-        parts = [activation.choose(F.linear(some, W, b)) for some in x.split(size)]
+        rows = max(256, entries // len(b)) if activation.by_sample else max(1, len(x))
+        parts = x.chunk(max(1, math.ceil(len(x) / rows)))
+        u = x.new_empty(len(parts[0]), len(b))   # one place for all of them
+        parts = [activation.choose(torch.addmm(b, part, W.T, out=u[:len(part)])) for part in parts]
         chosen = joined(parts)
     return SparseCode(F.relu(_Encode.apply(x, W, b, chosen.values, chosen.entries)), chosen.entries)
 
@@ -198,4 +205,4 @@ def decode_sparsely(
     b:Tensor,          # Its bias, `(input_dim,)`
 ) -> Tensor:           # Reconstruction, `(n, input_dim)`
     "The reconstruction from a code, with gradients."
-    return _Decode.apply(code.values, D.mT.contiguous(), code.entries) + b
+    return _Decode.apply(code.values, D, b, code.entries)

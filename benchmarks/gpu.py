@@ -1,0 +1,122 @@
+"""What a top-k step costs on a GPU, against the dense floor and against the floor of its memory
+traffic; prints a table. It needs a GPU.
+
+    python benchmarks/gpu.py
+"""
+import statistics
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparse_ae import SparseAutoencoder, TopK
+from sparse_ae.training import Alone, Trainer, _step
+
+SIZES = ((768, 24_576, 32), (4_096, 65_536, 64))
+BATCH, ROUNDS, DEVICE = 8192, 15, 'cuda'
+
+
+def floor(input_dim, latent_dim):
+    "The five products of a dense step in bfloat16, into memory that is there."
+    new = lambda *shape: torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
+    x, z, g = new(BATCH, input_dim), new(BATCH, latent_dim), new(BATCH, input_dim)
+    W, D = new(latent_dim, input_dim), new(input_dim, latent_dim)
+    code, out, of_W, of_D = map(torch.empty_like, (z, x, W, D))
+
+    def multiply():
+        torch.mm(x, W.T, out=code)
+        torch.mm(z, D.T, out=out)
+        torch.mm(g, D, out=code)
+        torch.mm(z.T, x, out=of_W)
+        torch.mm(g.T, z, out=of_D)
+    return multiply
+
+
+def here(input_dim, latent_dim, k):
+    "A step of `Trainer` in bfloat16 with weights in single precision, optimiser included."
+    x = torch.randn(BATCH, input_dim, device=DEVICE)
+    model = SparseAutoencoder(input_dim, latent_dim, DEVICE, hidden_dims=(), activation=TopK(k),
+                              decoder_norm='atom')
+    t = Trainer(model, x, x[:2], 1, 1e-4, 1, batch_size=BATCH, sparsity_type='none', revive=None,
+                verbose=0, seed=0, device=DEVICE, autocast='bfloat16')
+    t.begin()
+    model.train()
+    compute = Alone([t])
+    return lambda: _step([t], [[x]], compute, lambda event, some: [s.event(event) for s in some])
+
+
+class Textbook(nn.Module):
+    "Linear layers, `topk` and `scatter`."
+    def __init__(self, input_dim, latent_dim, k):
+        super().__init__()
+        self.encoder, self.k = nn.Linear(input_dim, latent_dim), k
+        self.decoder = nn.Linear(latent_dim, input_dim)
+
+    def forward(self, x):
+        values, latents = self.encoder(x).topk(self.k)
+        z = torch.zeros(len(x), self.decoder.in_features, device=x.device, dtype=values.dtype)
+        return self.decoder(z.scatter(1, latents, F.relu(values)))
+
+
+def textbook(input_dim, latent_dim, k):
+    "A step of the textbook's model in the same formats, fused Adam."
+    model, x = Textbook(input_dim, latent_dim, k).to(DEVICE), torch.randn(BATCH, input_dim,
+                                                                          device=DEVICE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+
+    def one():
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE, torch.bfloat16): loss = F.mse_loss(model(x).float(), x)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad(): model.decoder.weight /= model.decoder.weight.norm(dim=0)
+    return one
+
+
+def milliseconds(functions):
+    "Median time of each, called in turn."
+    times = {name: [] for name in functions}
+    for number in range(ROUNDS + 3):
+        for name, function in functions.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            function()
+            end.record()
+            torch.cuda.synchronize()
+            if number > 2: times[name].append(begin.elapsed_time(end))
+    return {name: statistics.median(some) for name, some in times.items()}
+
+
+def bandwidth():
+    "Bytes that a copy moves in a millisecond."
+    a = torch.empty(2**28, device=DEVICE)
+    b = torch.empty_like(a)
+    return 8*len(a) / milliseconds(dict(copy=lambda: b.copy_(a)))['copy']
+
+
+def traffic(input_dim, latent_dim, k):
+    """Bytes that a step cannot but move: matrices read in bfloat16 by the product, the decoder's
+    rows of the entries (three times: decoding, their products, and the sums of two gradients),
+    weights, gradients and Adam's state in single precision."""
+    rows = 2*BATCH*k*input_dim
+    return 2*(BATCH + latent_dim)*input_dim + 4*rows + 2*latent_dim*input_dim*4*8
+
+
+def main():
+    if not torch.cuda.is_available(): sys.exit("benchmarks/gpu.py needs a GPU, found none")
+    print(f'{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {BATCH:,}, bfloat16\n')
+    print('| size | dense floor, ms | step / dense floor (wanted: 0.45) | step / traffic floor | '
+          'textbook / dense floor |\n|---|---|---|---|---|')
+    speed = bandwidth()
+    for input_dim, latent_dim, k in SIZES:
+        ms = milliseconds(dict(floor=floor(input_dim, latent_dim), here=here(input_dim, latent_dim, k),
+                               textbook=textbook(input_dim, latent_dim, k)))
+        least = traffic(input_dim, latent_dim, k) / speed
+        print(f'| {input_dim:,} -> {latent_dim:,}, k = {k} | {ms["floor"]:.2f} | '
+              f'{ms["here"]/ms["floor"]:.3f} | {ms["here"]/least:.2f} | '
+              f'{ms["textbook"]/ms["floor"]:.3f} |', flush=True)
+        torch.cuda.empty_cache()
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,210 @@
+"Codes as entries: the same codes, reconstructions and gradients as with all the zeros."
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits,
+                       train_sparse_autoencoder_with_early_stopping)
+from sparse_ae.losses import l1_sparsity_loss
+from sparse_ae.models import BaseSparseAutoencoder
+from sparse_ae.sparse_codes import largest, largest_of_all
+from sparse_ae.training import batch_losses
+
+models = st.fixed_dictionaries(dict(
+    cls=st.sampled_from([SparseAutoencoder, TiedWeightSparseAutoencoder]),
+    activation=st.sampled_from([TopK, BatchTopK]),
+    decoder_norm=st.sampled_from(['row', 'atom', None]),
+    dtype=st.sampled_from([torch.float32, torch.float64]), latent_dim=st.integers(2, 300),
+    input_dim=st.integers(1, 20), part=st.floats(0, 1), seed=st.integers(0, 9),
+    equal=st.booleans(), few=st.booleans(), training=st.booleans()))
+
+
+def make(cls, activation, decoder_norm, dtype, latent_dim, input_dim, part, seed, equal, few,
+         training):
+    "A model, in which many pre-activations are `equal`, or `few` of them positive."
+    torch.manual_seed(seed)
+    k = 1 + round(part*(latent_dim - 1))
+    model = cls(input_dim, latent_dim, dtype=dtype, hidden_dims=(), activation=activation(k),
+                decoder_norm=decoder_norm)
+    with torch.no_grad():
+        if equal: model.encoder_mat_1.mul_(4*input_dim**0.5).round_()
+        if equal: model.encoder_bias_1.zero_()
+        if few: model.encoder_bias_1.sub_(3.)
+    return model.train(training)
+
+
+def gradients(model, x, reconstruct, weights):
+    "Of an arbitrary function of the reconstruction, to all parameters and to the inputs."
+    x = x.clone().requires_grad_()
+    reconstruction = reconstruct(x)
+    loss = (reconstruction * (weights + reconstruction)).mean()
+    return torch.autograd.grad(loss, [*model.parameters(), x], allow_unused=True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(models, st.integers(1, 40))
+def test_entries_give_what_zeros_give(options, n):
+    model = make(**options)
+    x = torch.randn(n, model.input_dim, dtype=model.dtype)
+    if options['equal']: x = x.round()
+    z = model.encode(x)
+    code = model.encode_sparse(x)
+    if options['training']: assert (z != 0).sum() <= model.activation.k*n
+    assert torch.equal(code.dense(), z)
+    assert torch.equal(code.active(), (z != 0).float().sum(0))
+    near = dict(rtol=1e-4, atol=1e-4) if model.dtype == torch.float32 else {}
+    assert_close(model.decode(code), model.decode(z), **near)
+    weights = torch.randn(n, model.input_dim, dtype=model.dtype)
+    ways = (lambda x: model.decode(model.encode_sparse(x)), lambda x: model.decode(model.encode(x)))
+    for ours, plain in zip(*(gradients(model, x, way, weights) for way in ways)):
+        assert (ours is None) == (plain is None)
+        if ours is not None: assert_close(ours, plain, **near)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 3000), st.floats(0, 1), st.sampled_from(['any', 'equal', 'one']),
+       st.integers(0, 99))
+def test_the_largest_are_the_largest(n, part, kind, seed):
+    torch.manual_seed(seed)
+    u = dict(any=torch.randn(3, n), equal=torch.randn(3, n).round(), one=torch.ones(3, n))[kind]
+    k = 1 + round(part*(n - 1))
+    values, places = largest(u, k)
+    assert torch.equal(values.sort(descending=True).values, u.sort(descending=True).values[:, :k])
+    assert torch.equal(u.gather(1, places), values)
+    assert all(len(row.unique()) == k for row in places)
+    flat = u.flatten()
+    of_all = flat.sort(descending=True, stable=True).indices[:3*k].sort().values
+    assert torch.equal(largest_of_all(flat, 3*k), of_all)
+
+
+def test_largest_where_the_sample_misleads():
+    "Every 17th entry is small, so that the candidates are too many; or large: too few."
+    u = torch.arange(200_000.)
+    u[::17] = -1
+    assert torch.equal(largest_of_all(u, 9000), u.topk(9000).indices.sort().values)
+    u = torch.rand(200_000)
+    u[::17] += 1
+    assert torch.equal(largest_of_all(u, 20_000), u.topk(20_000).indices.sort().values)
+
+
+@pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
+def test_gradcheck(cls):
+    torch.manual_seed(0)
+    model = cls(4, 30, dtype=torch.float64, hidden_dims=(), activation=TopK(3))
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    names, values = zip(*model.named_parameters())
+
+    def run(x, *values):
+        restored = dict(zip(names, values))
+        for name, value in restored.items():
+            delattr(model, name)
+            setattr(model, name, value)
+        code = model.encode_sparse(x)
+        return model.decode(code), code.values
+    values = [v.detach().clone().requires_grad_() for v in values]
+    assert torch.autograd.gradcheck(run, (x, *values))
+
+
+@pytest.mark.parametrize('activation', [TopK, BatchTopK])
+@pytest.mark.parametrize('penalty', ['none', 'l1'])
+def test_a_whole_training_is_the_same(activation, penalty, monkeypatch):
+    x, histories = digits(), []
+    for plain in (False, True):
+        if plain: monkeypatch.setattr(BaseSparseAutoencoder, 'encode_sparse', lambda self, x: None)
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 256, hidden_dims=(), activation=activation(8),
+                                  decoder_norm='atom')
+        histories.append(train_sparse_autoencoder_with_early_stopping(
+            model, x[:1500], x[1500:], 30, 1e-3, 30, 0.01, sparsity_type=penalty, seed=0,
+            verbose=0))
+    fast, plain = (history['train_loss'] for history in histories)
+    assert fast != plain  # they are two ways
+    assert_close(fast, plain, rtol=1e-4, atol=0)
+    assert_close(*(history['val_loss'] for history in histories), rtol=1e-4, atol=0)
+
+
+def test_multiple_chunks_are_one_code():
+    torch.manual_seed(0)
+    model = SparseAutoencoder(10, 5000, hidden_dims=(), activation=TopK(4))
+    with torch.no_grad():
+        model.encoder_mat_1.mul_(30).round_()  # sums of whole numbers are exact in any order
+        model.encoder_bias_1.zero_()
+    x = torch.randn(1000, 10).mul(4).round()
+    code = model.encode_sparse(x)
+    assert torch.equal(code.values, torch.cat([model.encode_sparse(part).values
+                                               for part in x.split(100)]))
+    assert len(code) == 1000 and code.entries.starts[-1] == 4000
+    assert_close(model.decode(code), model.decode(code.dense()))
+
+
+def test_an_empty_batch():
+    model = SparseAutoencoder(4, 9, hidden_dims=(), activation=TopK(2))
+    with torch.no_grad(): assert model(torch.zeros(0, 4)).shape == (0, 4)
+
+
+def test_l1_without_absolute_values():
+    "The loss and the gradient that the formula has, for a code without negative entries."
+    x = torch.randn(50, 8)
+    model = SparseAutoencoder(8, 20, hidden_dims=())
+    losses = batch_losses(model, x, l1_sparsity_loss, 0.3)
+    grads = torch.autograd.grad(losses.minimised, list(model.parameters()))
+    z = F.relu(model.encode_layers(x).pre)
+    loss = F.mse_loss(model.decode(z), x) + 0.3*z.abs().mean()
+    assert_close(losses.total, loss)
+    for ours, plain in zip(grads, torch.autograd.grad(loss, list(model.parameters()))):
+        assert_close(ours, plain)
+
+
+def test_l1_of_codes_with_negative_entries():
+    x = torch.randn(50, 8)
+    model = SparseAutoencoder(8, 20, hidden_dims=(), activation='soft_threshold')
+    z = model.encode(x)
+    assert z.min() < 0
+    assert_close(batch_losses(model, x, l1_sparsity_loss, 1.).sparsity, z.abs().mean())
+
+
+INTERPRETED = '''
+import torch
+from torch.testing import assert_close
+from sparse_ae import BatchTopK, SparseAutoencoder, TopK
+from sparse_ae.triton_products import triton_products
+for activation in (TopK(3), BatchTopK(3)):
+    for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(37, 90, hidden_dims=(), activation=activation, decoder_norm='atom')
+        x, used = torch.randn(12, 37), []
+        assert triton_products(x) is not None
+        outs = []
+        for sparsely in (True, False):
+            with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+                if sparsely:
+                    weights = [t.to(dtype) for t in (x, *model.encoder_weights(), model.encoder_bias_1)]
+                    from sparse_ae.sparse_codes import decode_sparsely, encode_sparsely
+                    code = encode_sparsely(*weights, model.activation)
+                    out = decode_sparsely(code, model.decoder_weights()[0].to(dtype),
+                                          model.decoder_bias_1.to(dtype))
+                    z = code.dense().detach()
+                else:  # the plain products, with the same choice
+                    u = x @ model.encoder_mat_1.T + model.encoder_bias_1
+                    out = ((u*(z != 0)) @ model.decoder_weights()[0].T) + model.decoder_bias_1
+                outs.append((out.float(), torch.autograd.grad(out.float().square().sum(),
+                                                              list(model.parameters()))))
+        (a, of_a), (b, of_b) = outs
+        assert_close(a, b, rtol=error, atol=error)
+        for p, q in zip(of_a, of_b): assert_close(p, q, rtol=error, atol=error*float(q.abs().max()))
+print('the same')
+'''
+
+
+def test_kernels_in_tritons_interpreter():
+    pytest.importorskip('triton')
+    done = subprocess.run([sys.executable, '-c', INTERPRETED], capture_output=True, text=True,
+                          env={**os.environ, 'TRITON_INTERPRET': '1'})
+    assert done.stdout == 'the same\n', done.stderr
