@@ -108,7 +108,7 @@ BLOCKS = 16  # of a memory map in memory at a time
 def _buffers(self:Batches, generator:torch.Generator) -> Iterator[tuple[Tensor, 'Tensor|None']]:
     "Rows in memory, and the order in which to take them (`None`: as they are)."
     n = len(self.rows)
-    if not self.shuffle: yield self.rows, None
+    if not self.shuffle or n <= self.batch_size: yield self.rows, None  # one batch has no order
     elif n <= self.buffer_rows: yield self.rows, torch.randperm(n, generator=generator)
     else:
         size = math.ceil(self.buffer_rows / BLOCKS)

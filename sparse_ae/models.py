@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DECODER_NORMS', 'DTYPES', 'unit_norm', 'inner_products', 'unit_norm_', 'check_hidden_dims', 'BaseSparseAutoencoder',
-           'Layer', 'affine', 'linear_stack', 'Encoded', 'evaluating', 'SparseAutoencoder',
+           'Layer', 'affine', 'relu_in_place', 'linear_stack', 'Encoded', 'evaluating', 'SparseAutoencoder',
            'TiedWeightSparseAutoencoder']
 
 # %% ../nbs/00_models.ipynb #091acb53
@@ -179,6 +179,12 @@ def affine(
     # this way round the gradient of the weights comes in their layout, and need not be copied
     return torch.baddbmm(bias[..., None], weight, x.mT).mT
 
+def relu_in_place(
+    x:Tensor,     # What nobody else needs
+) -> Tensor:      # Shape of `x`, and mostly in its memory: a new tensor costs more than the maximum
+    "`max(0, x)`."
+    return F.relu_(x) if x.is_contiguous() else F.relu(x)  # a transpose would be copied by autograd
+
 def _walk(x:Tensor, layers:list[Layer], to_the_end:bool, keep_hidden:bool) -> tuple[Tensor, ...]:
     "Output of `layers`, then the activations of hidden ones if they are to be kept."
     hidden = []
@@ -186,7 +192,7 @@ def _walk(x:Tensor, layers:list[Layer], to_the_end:bool, keep_hidden:bool) -> tu
         x = affine(x, weight, bias)
         if norm is not None: x = norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         if to_the_end and number == len(layers): break
-        x = F.relu(x)
+        x = relu_in_place(x)
         if keep_hidden: hidden.append(x)
     return x, *hidden
 
@@ -252,7 +258,7 @@ def encode_layers(
     self._check_width('x', x, 'input_dim')
     pre, hidden = self._stack('encoder', x, keep_hidden)
     if not keep_hidden and isinstance(self.encoder, Linear) and isinstance(self.activation, ReLU):
-        return Encoded(F.relu_(pre))  # in its place: a new tensor costs more than the maximum
+        return Encoded(relu_in_place(pre))
     z, pre = self.encoder.run(pre, self._explained, self.activation)
     return Encoded(z, pre, hidden)
 
