@@ -51,6 +51,7 @@ example: setup   ## the example script
 	$(BIN)/python examples/sparse_autoencoder_example.py
 
 bench: setup     ## what training and the widgets cost, how good dictionaries are, into benchmarks
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/laboratory.py
 	$(BIN)/python benchmarks/quality.py
