@@ -249,7 +249,7 @@ def resample(
     away = h[chosen] - h.mean(0)
     chooses = model.fixes_l0 or model.activation.has_step  # which latents are active, by itself
     if model.depth == 1 and (chooses or model.encoder.single_layer):
-        _compete(model, dead, unit_norm((x - model.decode(z))[chosen], 1))
+        _compete(model, dead, unit_norm((x - model.decode(z))[chosen], 1), x)
         _forget(model, dead, moments)
         return len(dead)
     rows, distance = unit_norm(away, 1), torch.linalg.vector_norm(away, dim=1).clamp(min=1e-6)
@@ -267,12 +267,15 @@ def resample(
     return len(dead)
 
 # %% ../nbs/12_live_latents.ipynb #5a1f4ee4
-def _compete(model:BaseSparseAutoencoder, dead:Tensor, directions:Tensor) -> None:
-    "Latents that look for these unit directions and write them: in top-k the best fit is active."
+def _compete(model:BaseSparseAutoencoder, dead:Tensor, directions:Tensor, x:Tensor) -> None:
+    """Latents that look for these unit directions, as seen from the middle of the inputs `x`, and
+    write them: in top-k the best fit is active."""
     if not model.tied: model.decoder_mat_1[:, dead] = directions.T
     model.encoder_mat_1[dead] = directions
     model.normalize_decoder_weights()
-    model.encoder_bias_1[dead] = -model.encoder_weights()[0][dead] @ model.decoder_bias_1
+    mean, middle = x.mean(0), model.decoder_bias_1
+    if (middle - mean).square().sum() > (x - mean).square().sum(1).mean(): middle = mean
+    model.encoder_bias_1[dead] = -model.encoder_weights()[0][dead] @ middle
 
 def _set_thresholds(model:BaseSparseAutoencoder, dead:Tensor, h:Tensor, away:Tensor) -> None:
     "Biases with which each latent is on near its own input only."

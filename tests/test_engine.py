@@ -14,10 +14,10 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, Callback, Contractive, EarlyStopping, Isometry,
-                       LayerSparsity, LogFile, Resample, SparseAutoencoder, TensorBoardLog,
-                       TiedWeightSparseAutoencoder, Trainer, TrainingDiverged, WandbLog,
-                       evaluate_sparse_autoencoder, sweep)
+from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, BatchTopK, Callback, Contractive,
+                       EarlyStopping, Isometry, LayerSparsity, LogFile, Resample,
+                       SparseAutoencoder, TensorBoardLog, TiedWeightSparseAutoencoder, TopK,
+                       Trainer, TrainingDiverged, WandbLog, evaluate_sparse_autoencoder, sweep)
 from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
 from sparse_ae.batches import Batches
 from sparse_ae.checkpoints import CHECKPOINT, read_state
@@ -544,3 +544,12 @@ def test_stacked_runs_are_those_alone(split, model_args, options):
         assert_close(run.history['val_loss'], history['val_loss'], rtol=tolerance, atol=0)
         for name, value in model.state_dict().items():
             assert_close(run.model.state_dict()[name], value, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('activation, loss', [(TopK(8), 0.03), (BatchTopK(8), 0.1)])
+def test_revival_where_latents_compete_from_a_random_start(activation, loss, split):
+    "All that are revived at once must not write over one another (without revival: 80 % dead)."
+    torch.manual_seed(0)
+    model = SparseAutoencoder(64, 256, hidden_dims=(), activation=activation, decoder_norm='atom')
+    history = fit(model, *split, 100, 1e-3, 100, sparsity_type='none', seed=0, verbose=0)
+    assert history['val_loss'][-1] < loss and history['dead_fraction'][-1] < 0.05
