@@ -8,10 +8,10 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from speed import step
 from torch import nn
 
-from sparse_ae import SparseAutoencoder, TopK
-from sparse_ae.training import Alone, Trainer, _step
+from sparse_ae import TopK
 
 SIZES = ((768, 24_576, 32), (4_096, 65_536, 64))
 BATCH, ROUNDS, DEVICE = 8192, 15, 'cuda'
@@ -31,19 +31,6 @@ def floor(input_dim, latent_dim):
         torch.mm(z.T, x, out=of_W)
         torch.mm(g.T, z, out=of_D)
     return multiply
-
-
-def here(input_dim, latent_dim, k):
-    "A step of `Trainer` in bfloat16 with weights in single precision, optimiser included."
-    x = torch.randn(BATCH, input_dim, device=DEVICE)
-    model = SparseAutoencoder(input_dim, latent_dim, DEVICE, hidden_dims=(), activation=TopK(k),
-                              decoder_norm='atom')
-    t = Trainer(model, x, x[:2], 1, 1e-4, 1, batch_size=BATCH, sparsity_type='none', revive=None,
-                verbose=0, seed=0, device=DEVICE, autocast='bfloat16')
-    t.begin()
-    model.train()
-    compute = Alone([t])
-    return lambda: _step([t], [[x]], compute, lambda event, some: [s.event(event) for s in some])
 
 
 class Textbook(nn.Module):
@@ -110,7 +97,9 @@ def main():
           'textbook / dense floor |\n|---|---|---|---|---|')
     speed = bandwidth()
     for input_dim, latent_dim, k in SIZES:
-        ms = milliseconds(dict(floor=floor(input_dim, latent_dim), here=here(input_dim, latent_dim, k),
+        # single precision weights, products in bfloat16
+        here = step(TopK(k), input_dim, latent_dim, BATCH, DEVICE, autocast='bfloat16')
+        ms = milliseconds(dict(floor=floor(input_dim, latent_dim), here=here,
                                textbook=textbook(input_dim, latent_dim, k)))
         least = traffic(input_dim, latent_dim, k) / speed
         print(f'| {input_dim:,} -> {latent_dim:,}, k = {k} | {ms["floor"]:.2f} | '

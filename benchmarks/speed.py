@@ -45,13 +45,13 @@ def floor(input_dim=INPUT, latent_dim=LATENT, batch=BATCH):
     return multiply
 
 
-def step(activation, input_dim=INPUT, latent_dim=LATENT, batch=BATCH, **options):
+def step(activation, input_dim=INPUT, latent_dim=LATENT, batch=BATCH, device='cpu', **options):
     "A step of `Trainer`, with optimiser, decoder normalisation and counting, as a function."
     torch.manual_seed(0)
-    x = rows(batch, input_dim)
-    model = SparseAutoencoder(input_dim, latent_dim, hidden_dims=(), activation=activation,
+    x = rows(batch, input_dim).to(device)
+    model = SparseAutoencoder(input_dim, latent_dim, device, hidden_dims=(), activation=activation,
                               decoder_norm='atom')
-    options = dict(sparsity_type='none', revive=None, verbose=0, seed=0) | options
+    options = dict(sparsity_type='none', revive=None, verbose=0, seed=0, device=device) | options
     t = Trainer(model, x, x[:2], 1, 1e-4, 1, batch_size=batch, **options)
     t.begin()
     model.train()

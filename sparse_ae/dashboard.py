@@ -333,6 +333,7 @@ def fit(
     RUNNING.append(self)
     threading.Thread(target=self._train, daemon=True, name='training').start()
 
+# %% ../nbs/16_dashboard.ipynb #splitB01
 @patch
 def _train(self:TrainingDashboard) -> None:
     "What the thread does."

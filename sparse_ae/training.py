@@ -70,6 +70,7 @@ def count_active(
     part = len(sign) // 8
     return sign[:8*part].unflatten(0, (8, part)).sum(1).sum(0) + sign[8*part:].sum(0)
 
+# %% ../nbs/02_training.ipynb #splitA01
 def encode_batch(
     model:nn.Module,     # Has `encode` and `decode`
     x:Tensor,            # Inputs, shape `(batch, ...)`
@@ -124,6 +125,7 @@ def batch_losses(
     values = {term.name: term(model, x, encoded, generator) for term in terms}
     return combine(recon, encoded.z, sparsity, sparsity_weight, ramp, terms, values)
 
+# %% ../nbs/02_training.ipynb #splitA02
 def penalised(
     model:nn.Module,                      # Any module with `encode` and `decode`
     encoded:Encoded,                      # What it made of a batch
