@@ -46,7 +46,8 @@ def inner_products(
 ) -> Tensor:     # Shape of `a` with 1 in this dimension
     "Of the rows or columns of two matrices; some rows at a time, which needs less memory."
     if a.ndim > 2 or a.numel() < 2**18: return (a * b).sum(dim, keepdim=True)
-    parts = [(p * q).sum(dim, keepdim=True) for p, q in zip(a.split(64), b.split(64))]
+    rows = max(1, 2**18 // a.shape[1])
+    parts = [(p * q).sum(dim, keepdim=True) for p, q in zip(a.split(rows), b.split(rows))]
     return sum(parts) if dim in (0, -2) else torch.cat(parts)
 
 def unit_norm_(
@@ -335,7 +336,7 @@ def _decode_sparse(self:BaseSparseAutoencoder, code:SparseCode) -> Tensor:
     atoms = self._output_weight().mT.contiguous()  # a copy, which can be normalised in its place
     unit_norm_(atoms, -3 - DECODER_NORMS[self.decoder_norm])
     atoms, b = self._cast(atoms, self.decoder_bias_1)
-    return sums_of_rows(code.values, code.entries.latents, code.entries.starts, atoms) + b
+    return sums_of_rows(code.values, code.entries.latents, code.entries.starts, atoms).add_(b)
 
 # %% ../nbs/00_models.ipynb #7e6308d4
 @contextmanager

@@ -136,16 +136,15 @@ class _Decode(torch.autograd.Function):
     "`z @ D.T + b`."
     @staticmethod
     def forward(ctx, values, D, b, entries):
-        ctx.entries = entries
-        ctx.save_for_backward(values, D)
-        return sums_of_rows(values, entries.latents, entries.starts, D.mT.contiguous()).add_(b)
+        ctx.entries, atoms = entries, D.mT.contiguous()
+        ctx.save_for_backward(values, atoms)
+        return sums_of_rows(values, entries.latents, entries.starts, atoms).add_(b)
 
     @staticmethod
     def backward(ctx, grad):
-        (values, D), of_values, of_D, of_b = ctx.saved_tensors, None, None, None
+        (values, atoms), of_values, of_D, of_b = ctx.saved_tensors, None, None, None
         grad = grad.contiguous()
-        if ctx.needs_input_grad[0]:
-            of_values = products_of_rows(ctx.entries, grad, D.mT.contiguous())
+        if ctx.needs_input_grad[0]: of_values = products_of_rows(ctx.entries, grad, atoms)
         if ctx.needs_input_grad[1]:
             order, samples, starts = ctx.entries.by_latent
             of_D = sums_of_rows(values[order], samples, starts, grad).mT.contiguous()
@@ -179,7 +178,7 @@ def encode_sparsely(
     activation:Any,    # Has `choose(u)`, which gives a `SparseCode` of pre-activations
 ) -> SparseCode:       # Of what `activation` makes
     "The code of `x`, with gradients, without one product of a dense code but the first."
-    entries = 2**20 if torch.is_grad_enabled() else 2**22  # of `u` at a time: 4 or 16 MB
+    entries = 2**20 if torch.is_grad_enabled() else 2**21  # of `u` at a time: 4 or 8 MB
     with torch.no_grad():
         rows = max(256, entries // len(b)) if activation.by_sample else max(1, len(x))
         parts = x.chunk(max(1, math.ceil(len(x) / rows)))
