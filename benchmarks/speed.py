@@ -18,7 +18,8 @@ from tables import run
 from torch import nn
 from training import classical, data, interleaved, ratio, trainer
 
-from sparse_ae import BatchTopK, SparseAutoencoder, TopK
+from sparse_ae import (BatchTopK, SparseAutoencoder, TopK, evaluate_sparse_autoencoder,
+                       image_patches)
 from sparse_ae.sparse_codes import Entries, SparseCode, _Encode, decode_sparsely, encode_sparsely
 from sparse_ae.training import Alone, Trainer, _step
 
@@ -187,15 +188,18 @@ print((peak - pages*resource.getpagesize()) / (4*BATCH*LATENT), highest / (4*BAT
 
 def memory(rounds):
     "Peak memory of a top-k step above parameters and optimiser, in code-sized dense tensors."
-    def peaks(which):
+    def peaks(which, **env):
         found = [subprocess.run([sys.executable, '-c', MEMORY, str(HERE), which], check=True,
-                                capture_output=True, text=True).stdout.split() for _ in range(5)]
+                                capture_output=True, text=True, env={**os.environ, **env})
+                 .stdout.split() for _ in range(5)]
         return [statistics.median(map(float, some)) for some in zip(*found)]
     found = []
     for which, reach in (('here', 'at most 1.5'), ('textbook', '')):
-        process, tensors = peaks(which)
+        kept, tensors = peaks(which)
+        given_back, _ = peaks(which, MALLOC_MMAP_THRESHOLD_='262144')
         found += [(f'peak memory of a top-k step, {which}: tensors, in dense codes', tensors, reach),
-                  ('- the whole process, which varies (median of 5)', process, '')]
+                  ('- the whole process, where malloc gives back what is freed', given_back, reach),
+                  ('- the whole process, where it keeps some, as by default', kept, '')]
     return found
 
 
@@ -219,6 +223,26 @@ def inference(rounds):
     return [(name.format(what), ratio(times, key, 'products'), reach) for key, what, reach in
             (('here', 'decoder normalised', 'at most 0.75'), ('no norm', 'decoder not normalised', ''),
              ('textbook', 'textbook', ''))]
+
+
+def bfloat16(rounds):
+    "Products in bfloat16 (autocast): steps over the floor in single precision; a training in each."
+    steps = {'dense, ReLU + L1': step('relu', sparsity_type='l1', sparsity_weight=0.01,
+                                      autocast='bfloat16'),
+             f'top-k, k = {K}': step(TopK(K), autocast='bfloat16')}
+    times = interleaved({'dense floor': floor(), **steps}, rounds)
+    found = [(f'step in bfloat16, {name} / dense floor in single precision',
+              ratio(times, name, 'dense floor'), '') for name in steps]
+    x, val = image_patches(18_000), image_patches(2_000, split='val')
+    for precision in (None, 'bfloat16'):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(x.shape[1], 512, hidden_dims=(), activation=TopK(8),
+                                  decoder_norm='atom')
+        Trainer(model, x, val, 10, 1e-3, 10, sparsity_type='none', batch_size=512, seed=0,
+                verbose=0, autocast=precision).fit()
+        found.append((f'explained variance, photographs, 8 of 512, {precision or "single precision"}',
+                      evaluate_sparse_autoencoder(model, val)['explained_variance'], ''))
+    return found
 
 
 def encoding_twice(epochs):
@@ -276,8 +300,8 @@ def growth(rounds):
     return found
 
 
-PARTS = dict(steps=steps, memory=memory, inference=inference, classical=classical_epoch,
-             growth=growth)
+PARTS = dict(steps=steps, bfloat16=bfloat16, memory=memory, inference=inference,
+             classical=classical_epoch, growth=growth)
 
 if __name__ == '__main__':
     run(__doc__, PARTS, 'How fast', 'Medians of ratios within a round',

@@ -119,18 +119,21 @@ def bare(epochs, batch_size):
     "The steps of training and nothing else: no counting, no callbacks, no log, no checkpoint."
     t = Trainer(classical(), data(), data(256, seed=1), epochs, 1e-3, epochs, sparsity_type='l1',
                 batch_size=batch_size, seed=0, verbose=0, revive=None)
+    t.begin()
     t.model.hold_norm()
+    penalty = training.lighter(t.model.activation, t.penalty)
+
+    def loss(x):
+        z = training.encode_batch(t.model, x, lean=True).z
+        return 0.1*penalty(z) + F.mse_loss(t.model.decode(z), x)
     for _ in range(epochs):
         for step in t.train.epoch():
             for p in t.parameters: p.grad = None
-            z = t.model.encode(step[0])
-            (F.mse_loss(t.model.decode(z), step[0]) + 0.1*t.penalty(z)).backward()
+            loss(step[0]).backward()
             t.optimizer.step()
             t.model.normalize_decoder_weights()
         with torch.no_grad():
-            for step in t.val.epoch():
-                z = t.model.encode(step[0])
-                F.mse_loss(t.model.decode(z), step[0]) + 0.1*t.penalty(z)
+            for step in t.val.epoch(): loss(step[0])
 
 
 def bookkeeping(rounds):

@@ -304,13 +304,12 @@ def encode_sparse(
     x:Tensor,    # Inputs, shape `(n, input_dim)`, in the model's dtype
 ) -> 'SparseCode|None':
     """The code of `x` as its entries, with gradients; `None` for a model that is not a single layer
-    with a `'topk'` or `'batch_topk'` activation, where it does not pay (bfloat16 on a CPU), and
-    within `torch.compile`."""
+    with a `'topk'` or `'batch_topk'` activation, for other shapes of `x`, and within
+    `torch.compile`."""
     single = self.depth == 1 and not self.batch_norm and isinstance(self.encoder, Linear)
     if not (single and hasattr(self.activation, 'choose')): return None
     self._check_width('x', x, 'input_dim')
-    precise = self._computes_in(x) in (torch.float32, torch.float64)
-    if x.ndim != 2 or not (x.is_cuda or precise) or torch.compiler.is_compiling(): return None
+    if x.ndim != 2 or torch.compiler.is_compiling(): return None
     return encode_sparsely(*self._cast(x, self.encoder_weights()[0], self.encoder_bias_1),
                            self.activation)
 
