@@ -140,12 +140,27 @@ def sparsify():
     return one
 
 
+def saelens(kind):
+    "A step of the library SAELens (sae-lens), as a function."
+    import sae_lens as lens
+    made = {'top-k': (lens.TopKTrainingSAE, lens.TopKTrainingSAEConfig),
+            'batch-top-k': (lens.BatchTopKTrainingSAE, lens.BatchTopKTrainingSAEConfig)}
+    model, config = made[kind]
+    model, x = model(config(d_in=INPUT, d_sae=LATENT, k=K)), rows(BATCH, INPUT)
+    options = lens.config.SAETrainerConfig(total_training_samples=10**9, lr=1e-4, lr_end=1e-5,
+                                           train_batch_size_samples=BATCH)
+    made = lens.SAETrainer(options, model, iter(()))
+    return lambda: made._train_step(model, x)
+
+
 def peers():
     "Steps of the libraries that can be imported, by name."
     found = {}
     if bare('dictionary_learning'):
         for kind in ('top-k', 'batch-top-k'):
             found[f'dictionary_learning, {kind}'] = dictionary_learning(kind)
+    if find_spec('sae_lens') and find_spec('transformer_lens'):
+        for kind in ('top-k', 'batch-top-k'): found[f'SAELens, {kind}'] = saelens(kind)
     if bare('overcomplete'): found['overcomplete, top-k'] = overcomplete()
     if bare('sparsify'): found['sparsify, top-k'] = sparsify()
     return found
