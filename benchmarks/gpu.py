@@ -1,5 +1,5 @@
 """What a top-k step costs on a GPU, against the dense floor and against the floor of its memory
-traffic; prints a table. It needs a GPU.
+traffic, and what one of other libraries costs that are installed; prints a table. It needs a GPU.
 
     python benchmarks/gpu.py
 """
@@ -8,7 +8,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from speed import step
+from speed import Size, peers, step
 from torch import nn
 
 from sparse_ae import TopK
@@ -92,20 +92,22 @@ def traffic(input_dim, latent_dim, k):
 
 def main():
     if not torch.cuda.is_available(): sys.exit("benchmarks/gpu.py needs a GPU, found none")
-    print(f'{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {BATCH:,}, bfloat16\n')
-    print('| size | dense floor, ms | step / dense floor (wanted: 0.45) | step / traffic floor | '
-          'textbook / dense floor |\n|---|---|---|---|---|')
+    print(f'{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {BATCH:,}\n')
+    print('| step | ms | / dense floor (wanted: 0.45) | / traffic floor |\n|---|---|---|---|')
     speed = bandwidth()
-    for input_dim, latent_dim, k in SIZES:
-        # single precision weights, products in bfloat16
-        here = step(TopK(k), input_dim, latent_dim, BATCH, DEVICE, autocast='bfloat16')
-        ms = milliseconds(dict(floor=floor(input_dim, latent_dim), here=here,
-                               textbook=textbook(input_dim, latent_dim, k)))
-        least = traffic(input_dim, latent_dim, k) / speed
-        print(f'| {input_dim:,} -> {latent_dim:,}, k = {k} | {ms["floor"]:.2f} | '
-              f'{ms["here"]/ms["floor"]:.3f} | {ms["here"]/least:.2f} | '
-              f'{ms["textbook"]/ms["floor"]:.3f} |', flush=True)
-        torch.cuda.empty_cache()
+    for sizes in SIZES:
+        size = Size(*sizes[:2], BATCH, sizes[2], DEVICE)
+        least = traffic(*sizes) / speed
+        makers = {  # single precision weights, products in bfloat16; others with their defaults
+            'here': lambda: step(TopK(size.k), size.input_dim, size.latent_dim, BATCH, DEVICE,
+                                 autocast='bfloat16'),
+            'textbook': lambda: textbook(*sizes), **peers(size, ('top-k',))}
+        for name, make in makers.items():  # one at a time: together they may not fit
+            ms = milliseconds({'floor': floor(*sizes[:2]), 'step': make()})
+            print(f'| {name}, {size.input_dim:,} -> {size.latent_dim:,}, k = {size.k} | '
+                  f'{ms["step"]:.2f} | {ms["step"]/ms["floor"]:.3f} | {ms["step"]/least:.2f} |',
+                  flush=True)
+            torch.cuda.empty_cache()
 
 
 if __name__ == '__main__': main()

@@ -8,8 +8,10 @@ import statistics
 import subprocess
 import sys
 import types
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,20 +97,31 @@ def textbook(activation=None):
     return one
 
 
-def dictionary_learning(kind):
+class Size(NamedTuple):
+    "Of a step: shapes, active latents, and where it is computed."
+    input_dim:int = INPUT
+    latent_dim:int = LATENT
+    batch:int = BATCH
+    k:int = K
+    device:str = 'cpu'
+
+    def rows(self): return rows(self.batch, self.input_dim).to(self.device)
+
+
+def dictionary_learning(kind, size):
     "A step of the library dictionary_learning, as a function."
     from dictionary_learning.trainers import batch_top_k, top_k
     cls = {'top-k': top_k.TopKTrainer, 'batch-top-k': batch_top_k.BatchTopKTrainer}[kind]
-    made, x = cls(steps=10**6, activation_dim=INPUT, dict_size=LATENT, k=K, layer=0, lm_name='',
-                  device='cpu'), rows(BATCH, INPUT)
+    made, x = cls(steps=10**6, activation_dim=size.input_dim, dict_size=size.latent_dim, k=size.k,
+                  layer=0, lm_name='', device=size.device), size.rows()
     return lambda: made.update(1, x)
 
 
-def overcomplete():
+def overcomplete(size):
     "A step of the library overcomplete, Adam, as a function."
     from overcomplete.sae import TopKSAE
-    model, x = TopKSAE(INPUT, nb_concepts=LATENT, top_k=K), rows(BATCH, INPUT)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    model = TopKSAE(size.input_dim, nb_concepts=size.latent_dim, top_k=size.k, device=size.device)
+    optimizer, x = torch.optim.Adam(model.parameters(), 1e-4), size.rows()
 
     def one():
         optimizer.zero_grad()
@@ -117,9 +130,9 @@ def overcomplete():
     return one
 
 
-def sparsify():
+def sparsify(size):
     "A step of the library sparsify (eai-sparsify), Adam, as a function."
-    os.environ['SPARSIFY_DISABLE_TRITON'] = '1'  # there is no GPU
+    if size.device == 'cpu': os.environ['SPARSIFY_DISABLE_TRITON'] = '1'
     for name, need in {'transformers': 'PreTrainedModel', 'accelerate.utils': 'send_to_device'}.items():
         package = name.partition('.')[0]
         if find_spec(package) is None:  # its functions for language models cannot be used then
@@ -128,8 +141,9 @@ def sparsify():
                 setattr(sys.modules[part], need, object)
     from sparsify.config import SparseCoderConfig
     from sparsify.sparse_coder import SparseCoder
-    model = SparseCoder(INPUT, SparseCoderConfig(num_latents=LATENT, k=K), dtype=torch.float32)
-    optimizer, x = torch.optim.Adam(model.parameters(), 1e-4), rows(BATCH, INPUT)
+    config = SparseCoderConfig(num_latents=size.latent_dim, k=size.k)
+    model = SparseCoder(size.input_dim, config, device=size.device, dtype=torch.float32)
+    optimizer, x = torch.optim.Adam(model.parameters(), 1e-4), size.rows()
 
     def one():
         optimizer.zero_grad()
@@ -140,29 +154,29 @@ def sparsify():
     return one
 
 
-def saelens(kind):
+def saelens(kind, size):
     "A step of the library SAELens (sae-lens), as a function."
     import sae_lens as lens
     made = {'top-k': (lens.TopKTrainingSAE, lens.TopKTrainingSAEConfig),
             'batch-top-k': (lens.BatchTopKTrainingSAE, lens.BatchTopKTrainingSAEConfig)}
     model, config = made[kind]
-    model, x = model(config(d_in=INPUT, d_sae=LATENT, k=K)), rows(BATCH, INPUT)
+    model = model(config(d_in=size.input_dim, d_sae=size.latent_dim, k=size.k, device=size.device))
     options = lens.config.SAETrainerConfig(total_training_samples=10**9, lr=1e-4, lr_end=1e-5,
-                                           train_batch_size_samples=BATCH)
-    made = lens.SAETrainer(options, model, iter(()))
+                                           train_batch_size_samples=size.batch, device=size.device)
+    made, x = lens.SAETrainer(options, model, iter(())), size.rows()
     return lambda: made._train_step(model, x)
 
 
-def peers():
-    "Steps of the libraries that can be imported, by name."
+def peers(size=Size(), kinds=('top-k', 'batch-top-k')):
+    "What makes steps of the libraries that can be imported, by name."
     found = {}
     if bare('dictionary_learning'):
-        for kind in ('top-k', 'batch-top-k'):
-            found[f'dictionary_learning, {kind}'] = dictionary_learning(kind)
+        for kind in kinds:
+            found[f'dictionary_learning, {kind}'] = partial(dictionary_learning, kind, size)
     if find_spec('sae_lens') and find_spec('transformer_lens'):
-        for kind in ('top-k', 'batch-top-k'): found[f'SAELens, {kind}'] = saelens(kind)
-    if bare('overcomplete'): found['overcomplete, top-k'] = overcomplete()
-    if bare('sparsify'): found['sparsify, top-k'] = sparsify()
+        for kind in kinds: found[f'SAELens, {kind}'] = partial(saelens, kind, size)
+    if bare('overcomplete'): found['overcomplete, top-k'] = partial(overcomplete, size)
+    if bare('sparsify'): found['sparsify, top-k'] = partial(sparsify, size)
     return found
 
 
@@ -172,24 +186,25 @@ def steps(rounds):
             f'top-k, k = {K}': step(TopK(K)), f'batch-top-k, k = {K}': step(BatchTopK(K))}
     reach = dict(zip(here, ('at most 1.12', 'at most 0.55', 'at most 0.55')))
     books = {'textbook, dense, ReLU + L1': textbook(), 'textbook, top-k, k = 32': textbook(TopK(K))}
-    others = {**books, **peers()}
+    others = {**books, **{name: make() for name, make in peers().items()}}
     times = interleaved({'dense floor': floor(), **here, **others}, rounds)
     return [(f'step, {name} / dense floor', ratio(times, name, 'dense floor'), reach.get(name, ''))
             for name in (*here, *others)]
 
 
-MEMORY = '''
-import ctypes, gc, resource, sys
+MEMORY = r'''
+import ctypes, gc, re, sys
 sys.path.insert(0, sys.argv[1])
 from torch.profiler import profile
 from speed import step, textbook, rows, TopK, INPUT, K, BATCH, LATENT
 one, x = dict(here=step, textbook=textbook)[sys.argv[2]](TopK(K)), rows(BATCH, INPUT)
+def kilobytes(name): return int(re.search(name + r':\s*(\d+)', open('/proc/self/status').read())[1])
 one(x[:2]), one(x[:2])   # the optimiser has its state now
 gc.collect()
 ctypes.CDLL(None).malloc_trim(0)
-pages = int(open('/proc/self/statm').read().split()[1])
+before = kilobytes('VmRSS')
 for _ in range(3): one(x)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+process = 1024*(kilobytes('VmHWM') - before)
 with profile(profile_memory=True) as seen: one(x)
 changes = sorted((e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events()
                  if e.name() == '[memory]')
@@ -197,7 +212,7 @@ alive = highest = 0
 for _, change in changes:
     alive += change
     highest = max(highest, alive)
-print((peak - pages*resource.getpagesize()) / (4*BATCH*LATENT), highest / (4*BATCH*LATENT))
+print(process / (4*BATCH*LATENT), highest / (4*BATCH*LATENT))
 '''
 
 

@@ -1,6 +1,8 @@
 "What the benchmarks share: parts that give rows, and the file that these are written into."
 import argparse
+import multiprocessing
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -22,8 +24,10 @@ def run(
     parser.add_argument('--rounds', type=int, default=rounds)
     args = parser.parse_args()
     rows = []
-    for name, part in parts.items():
-        if args.part in (None, name): rows += part(args.rounds)
+    # each in a fresh process, which has nothing of the others in its memory
+    with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
+        for name, part in parts.items():
+            if args.part in (None, name): rows += pool.apply(part, (args.rounds,))
     cell = lambda value: (value if isinstance(value, str) else
                           '' if value != value else f'{value:.3f}')  # NaN: there is none
     lines = [f"| {' | '.join(header)} |", '|' + '---|'*len(header),
@@ -31,6 +35,7 @@ def run(
     print('\n'.join(lines))
     if args.part is None:
         where = (f'{args.rounds} rounds, {torch.get_num_threads()} threads, torch '
-                 f'{torch.__version__}, {platform.machine()}')
-        text = f'{intro} ({where}). Written by `python benchmarks/{Path(page).stem}.py`.'
+                 f'{torch.__version__}, {platform.machine()} with '
+                 f'{torch.backends.cpu.get_cpu_capability()}')
+        text = f'{intro} ({where}). Written by `python benchmarks/{Path(sys.argv[0]).name}`.'
         Path(page).write_text(f'# {title}\n\n{text}\n\n' + '\n'.join(lines) + '\n')

@@ -29,8 +29,8 @@ def notebooks() -> list[Path]:
 
 
 def clean(nb) -> None:
-    """What `nbdev_clean` removes, and everything that is alive only beside a kernel:
-    widget views and progress bars."""
+    """What `nbdev_clean` removes, what pages do not show (`output: false`), and everything that is
+    alive only beside a kernel: widget views and progress bars."""
     clean_nb(nb)
     nb['metadata'].pop('widgets', None)
     for cell in nb['cells']:
@@ -40,6 +40,7 @@ def clean(nb) -> None:
             progress = (out.get('name') == 'stderr'
                         and re.search(r'\d+%\|', ''.join(out.get('text', ''))))
             if not progress and (widget is None or 'image/png' in out['data']): kept.append(out)
+        if '#| output: false' in cell['source'].splitlines(): kept = []
         if 'outputs' in cell: cell['outputs'] = kept
 
 
