@@ -1,6 +1,6 @@
 """What a step costs against the matrix products that a dense one cannot avoid; writes RESULTS.md.
 
-    python benchmarks/speed.py            # about six minutes on 2 cores
+    python benchmarks/speed.py            # about seven minutes on 2 cores
     python benchmarks/speed.py steps      # one part only; RESULTS.md stays as it is
 """
 import os

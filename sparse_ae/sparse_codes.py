@@ -167,9 +167,8 @@ class _Encode(torch.autograd.Function):
             order, samples, starts = e.by_latent
             of_W = sums_of_rows(grad[order], samples, starts, x)
         if ctx.needs_input_grad[2]:
-            sums = torch.zeros(e.latent_dim, device=grad.device)
-            sums = sums.to(torch.promote_types(grad.dtype, torch.float32))
-            of_b = sums.index_add(0, e.latents, grad.to(sums.dtype)).to(grad.dtype)
+            precise = grad.to(torch.promote_types(grad.dtype, torch.float32))
+            of_b = precise.new_zeros(e.latent_dim).index_add(0, e.latents, precise).to(grad.dtype)
         return of_x, of_W, of_b, None, None
 
 # %% ../nbs/27_sparse_codes.ipynb #a792ae9c

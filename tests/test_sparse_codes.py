@@ -21,8 +21,8 @@ models = st.fixed_dictionaries(dict(
     cls=st.sampled_from([SparseAutoencoder, TiedWeightSparseAutoencoder]),
     activation=st.sampled_from([TopK, BatchTopK]),
     decoder_norm=st.sampled_from(['row', 'atom', None]),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), latent_dim=st.integers(2, 300),
-    input_dim=st.integers(1, 20), part=st.floats(0, 1), seed=st.integers(0, 9),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    latent_dim=st.integers(2, 300), input_dim=st.integers(1, 20), part=st.floats(0, 1), seed=st.integers(0, 9),
     equal=st.booleans(), few=st.booleans(), training=st.booleans()))
 
 
