@@ -132,7 +132,8 @@ def _add_layers(self:BaseSparseAutoencoder, side:str, widths:tuple[int, ...],
     for layer, (fan_in, fan_out) in enumerate(pairwise(widths), 1):
         for kind in kinds:
             shape = (fan_out, fan_in) if kind == 'mat' else (fan_out,)
-            start = torch.empty(shape, **where).uniform_(-fan_in**-0.5, fan_in**-0.5)
+            start = torch.zeros(shape, **where)
+            if kind == 'mat': start.uniform_(-fan_in**-0.5, fan_in**-0.5)
             self.register_parameter(f'{side}_{kind}_{layer}', nn.Parameter(start))
         if self.batch_norm and not (side == 'decoder' and layer == self.depth):
             self.add_module(f'{side}_norm_{layer}', nn.BatchNorm1d(fan_out, **where))

@@ -253,9 +253,10 @@ def _warn_of_high_rates(model:nn.Module, batches:Batches) -> None:
     x = batches.rows[:batches.batch_size].to(batches.device, batches.dtype) * batches.scale
     with evaluating(model): rate = mean_activation(model.encode(x)).max().item()
     if rate > 1:
+        cure = ('scale the data to about [0, 1]' if batches.scale == 1
+                else "subtract the mean of the data")
         warnings.warn(f"before training a latent's mean activation is {rate:.3g}, and the 'kl' "
-                      "penalty reads it as a rate in [0, 1]: scale the data to about [0, 1]",
-                      stacklevel=4)
+                      f"penalty reads it as a rate in [0, 1]: {cure}", stacklevel=4)
 
 # %% ../nbs/02_training.ipynb #fe057140
 OPTIMIZERS = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}

@@ -38,6 +38,7 @@ def test_saving_over_another_model(tmp_path):
     SparseAutoencoder(6, 4).save_pretrained(tmp_path)
     tied = TiedWeightSparseAutoencoder(9, 5, hidden_dims=(), activation='sigmoid',
                                        decoder_norm='atom')
+    for p in tied.parameters(): p.data += 0.3*torch.randn_like(p)  # biases start at zero
     tied.save_pretrained(tmp_path)
     loaded = TiedWeightSparseAutoencoder.from_pretrained(tmp_path)
     x = torch.rand(3, 9)

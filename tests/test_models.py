@@ -27,7 +27,7 @@ def test_state_goes_round(cls, activation, norm, dtype):
     model, other = cls(6, 3, **kwargs), cls(6, 3, **kwargs)
     x = torch.rand(4, 6).to(dtype)
     with torch.no_grad():
-        for p in model.activation.parameters(): p += torch.rand_like(p) - 0.5
+        for p in model.parameters(): p += torch.rand_like(p) - 0.5
     for mode in (True, False):
         model.train(mode), other.train(mode)
         model(x).sum().backward()  # a running threshold moves in train mode
@@ -43,6 +43,7 @@ def test_state_goes_round(cls, activation, norm, dtype):
     CLASSES, OF_NAME, ACTIVATIONS, [torch.float64, torch.bfloat16])))
 def test_every_encoder_takes_every_activation(cls, encoder, activation, dtype):
     model = cls(6, 9, dtype=dtype, hidden_dims=(), activation=activation, encoder=encoder)
+    for p in model.parameters(): p.data += 0.3*torch.randn_like(p)  # biases start at zero
     x = torch.rand(2, 4, 6).to(dtype)
     z = model.encode(x)
     assert z.shape == (2, 4, 9) and z.dtype == dtype and z.isfinite().all()
@@ -95,6 +96,7 @@ def test_row_wise_normalisation_is_in_place_and_without_gradient(cls):
 
 def test_autocast():
     model, x = SparseAutoencoder(8, 4), torch.rand(5, 8)
+    for p in model.parameters(): p.data += 0.3*torch.randn_like(p)  # biases start at zero
     with torch.autocast('cpu', torch.bfloat16): out = model(x)
     assert out.dtype == torch.bfloat16
     assert_close(out.float(), model(x), atol=0.05, rtol=0.05)

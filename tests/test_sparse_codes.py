@@ -34,6 +34,7 @@ def make(cls, activation, decoder_norm, dtype, latent_dim, input_dim, part, seed
     model = cls(input_dim, latent_dim, dtype=dtype, hidden_dims=(), activation=activation(k),
                 decoder_norm=decoder_norm)
     with torch.no_grad():
+        for p in (model.encoder_bias_1, model.decoder_bias_1): p += 0.3*torch.randn_like(p)
         if equal: model.encoder_mat_1.mul_(4*input_dim**0.5).round_()
         if equal: model.encoder_bias_1.zero_()
         if few: model.encoder_bias_1.sub_(3.)

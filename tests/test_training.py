@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from sparse_ae import SparseAutoencoder, TrainingDiverged, evaluate_sparse_autoencoder
 from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
+from sparse_ae.activations import TopK
 
 
 def train(train_data, val_data, **kwargs):
@@ -65,6 +66,20 @@ def test_whole_numbers_are_converted_and_it_is_said(split):
         warnings.simplefilter('error')
         assert same(whole, train(pixels.float(), val_data, sparsity_type='l1')[0])
     with pytest.warns(UserWarning, match='torch.bool'): train(train_data > 0.5, val_data)
+
+
+@pytest.mark.parametrize('options', [
+    dict(hidden_dims=None), dict(hidden_dims=()), dict(hidden_dims=(), activation=TopK(4)),
+    dict(hidden_dims=(), activation='gated')])
+def test_the_unit_of_the_data_does_not_matter(options, split):
+    runs = {}
+    for unit in (2.**-10, 1., 2.**10):  # powers of two: nothing is rounded
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 10, **options)
+        history = fit(model, *(unit*rows for rows in split), 3, 1e-3, 3, normalize=True,
+                      sparsity_type='l1', seed=0, verbose=0)
+        runs[unit] = history['val_loss'], model.encode(unit*split[1]) / unit
+    for losses, z in runs.values(): assert losses == runs[1.][0] and torch.equal(z, runs[1.][1])
 
 
 def test_ctrl_c_from_a_keyboard_gives_the_history_back():
