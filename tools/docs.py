@@ -71,6 +71,19 @@ def show_fields(path:Path) -> None:
     path.write_text(json.dumps(nb), encoding='utf-8')
 
 
+def relink(pages:Path, names:dict[str, str]) -> None:
+    """Links to entries of this site, which nbdev makes for the names that Quarto gives to pages,
+    become relative ones to the pages that are there."""
+    config = get_config()
+    site = re.escape(f'{config.doc_host}{config.doc_baseurl}'.rstrip('/'))
+    for page in pages.rglob('*.html'):
+        up = '../'*(len(page.relative_to(pages).parts) - 1)
+        text = page.read_text(encoding='utf-8')
+        new = re.sub(f'href="{site}/([^"#]+)', lambda match: (
+            f'href="{up}{names[match[1]]}' if match[1] in names else match[0]), text)
+        if new != text: page.write_text(new, encoding='utf-8')
+
+
 def cite_notebook(path:Path, bibliography:Bibliography) -> None:
     nb, cited = json.loads(path.read_text(encoding='utf-8')), set()
     for cell in nb['cells']:
@@ -114,8 +127,12 @@ if __name__ == '__main__':
     nbdev_sidebar.__wrapped__()
     source, target = proc_nbs(force=True), get_config().doc_path
     for path in source.rglob('*.ipynb'): show_fields(path)
+    named = {}  # as Quarto calls a page: as smalldocs calls it
     if shutil.which('quarto'): render = ['quarto', 'render', '--no-cache']
     else:
+        for path in source.rglob('*.ipynb'):
+            found = re.search(r'output-file: ([\w.-]+)', path.read_text(encoding='utf-8'))
+            if found: named[found[1]] = path.relative_to(source).with_suffix('.html').as_posix()
         for_smalldocs(source)
         render = [Path(sys.executable).parent/'smalldocs', 'render', '.']
     done = subprocess.run(render, cwd=source, stderr=subprocess.PIPE, text=True)
@@ -125,6 +142,7 @@ if __name__ == '__main__':
     for path in (source/target.name/'site_libs').rglob('*.css'):  # as `$web-font-path` in the theme
         css = path.read_text(encoding='utf-8')
         path.write_text(re.sub(r'@import\s*url\([^)]*\);', '', css), encoding='utf-8')
+    if named: relink(source/target.name, named)
     shutil.rmtree(target, ignore_errors=True)
     shutil.move(source/target.name, target)
     print(f'Look at {target.relative_to(Path.cwd())/"index.html"}')
