@@ -38,4 +38,4 @@ def run(
                  f'{torch.__version__}, {platform.machine()} with '
                  f'{torch.backends.cpu.get_cpu_capability()}')
         text = f'{intro} ({where}). Written by `python benchmarks/{Path(sys.argv[0]).name}`.'
-        Path(page).write_text(f'# {title}\n\n{text}\n\n' + '\n'.join(lines) + '\n')
+        Path(page).write_text(f'## {title}\n\n{text}\n\n' + '\n'.join(lines) + '\n')

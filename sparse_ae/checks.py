@@ -190,5 +190,7 @@ def choose(
     signature = inspect.signature(cls)
     try: signature.bind(**options)
     except TypeError as error:
-        raise TypeError(f"{name} {chosen!r} is {cls.__name__}{signature}: {error}") from None
+        raise TypeError(f"{name} {chosen!r} must come with its options, as an object such as "
+                        f"{cls.__name__}{signature} or as {{'name': {chosen!r}, option: value}}: "
+                        f"{error}") from None
     return cls(**options)

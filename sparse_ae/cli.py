@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAGE', 'FIGURES', 'metrics_table', 'report_html', 'spread', 'write_run', 'run', 'command', 'sparse_ae_demo',
-           'load_matrix', 'parse_hidden_dims', 'parse_image_shape', 'sparse_ae_train']
+           'load_matrix', 'parse_hidden_dims', 'parse_activation', 'parse_image_shape', 'sparse_ae_train']
 
 # %% ../nbs/07_cli.ipynb #1fe0d5c4
 import base64
@@ -224,11 +224,19 @@ def sparse_ae_demo(
 def _read_csv(path:Path) -> np.ndarray:
     "Numbers between commas, a sample a line."
     with open(path, encoding='utf-8-sig') as file:
-        lines = [line for line in file if line.strip()]
-    try: [float(cell) for cell in lines[0].split(',')] if lines else None
-    except ValueError: lines = lines[1:]  # names of the columns
+        lines = {number: line for number, line in enumerate(file, 1) if line.strip()}
+    try: [float(cell) for cell in next(iter(lines.values())).split(',')] if lines else None
+    except ValueError: del lines[next(iter(lines))]  # names of the columns
     if not lines: raise ValueError('the file holds no numbers')
-    return np.loadtxt(lines, delimiter=',', ndmin=2, dtype=np.float32)
+    try: return np.loadtxt(list(lines.values()), delimiter=',', ndmin=2, dtype=np.float32)
+    except ValueError:
+        for number, line in lines.items():
+            for column, cell in enumerate(line.strip().split(','), 1):
+                try: float(cell)
+                except ValueError:
+                    raise ValueError(f'line {number}, column {column} must be a number (between '
+                                     f'commas, without quotes), got {cell!r}') from None
+        raise
 
 def load_matrix(
     path:'str|Path',    # A `.npy` file, a `.csv` file, or an `.npz` file of several arrays
@@ -259,6 +267,14 @@ def parse_hidden_dims(text:str) -> 'tuple[int, ...]|None':
         raise ValueError("hidden_dims must be 'half', 'none' or widths such as 64,32, "
                          f"got {text!r}") from None
 
+def parse_activation(text:str) -> 'str|dict':
+    "`'relu'`: the same. `'topk:8'`: `{'name': 'topk', 'k': 8}`."
+    name, colon, k = text.partition(':')
+    try: return {'name': name, 'k': int(k)} if colon else name
+    except ValueError:
+        raise ValueError("activation must be a name, or such as topk:8 or batch_topk:8, "
+                         f"got {text!r}") from None
+
 def parse_image_shape(text:str) -> 'tuple[int, ...]|None':
     "`''`: None, not images. `'8x8'`: (8, 8). `'32x32x3'`: (32, 32, 3)."
     if not text: return None
@@ -274,7 +290,7 @@ def sparse_ae_train(
     key:str='',                   # Which array of an .npz file; empty: the only one
     latent_dim:int=0,             # Number of latents; 0: as many as input features
     hidden_dims:str='half',       # 64,32: widths; half: one layer, half-way; none: no hidden layer
-    # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated
+    # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated, topk:8, batch_topk:8
     activation:str='relu',
     decoder_norm:str='row',       # Rows or columns of the decoder with norm 1: row, atom or none
     tied:bool=False,              # Decoder uses the transposed encoder weights (default: its own)
@@ -284,6 +300,7 @@ def sparse_ae_train(
     target_l0:float=0.,           # Adjust the weight to so many active latents a sample; 0: do not
     revive:str='auto',            # Dead latents: auto or resample, auxiliary, none
     batch_norm:bool=False,        # Batch normalisation of every layer but the output
+    normalize:bool=False,         # Train in units of the data's standard deviation
     num_epochs:int=100,           # Epochs at most
     learning_rate:float=1e-3,     # Learning rate of Adam
     lr_schedule:str='constant',   # Its decay to 0: constant, linear or cosine
@@ -308,11 +325,11 @@ def sparse_ae_train(
     torch.manual_seed(seed)
     model = (TiedWeightSparseAutoencoder if tied else SparseAutoencoder)(
         features, latent_dim or features, device=device,
-        hidden_dims=parse_hidden_dims(hidden_dims), activation=activation,
+        hidden_dims=parse_hidden_dims(hidden_dims), activation=parse_activation(activation),
         decoder_norm=None if decoder_norm == 'none' else decoder_norm, batch_norm=batch_norm)
     run(out, model, train_data, val_data, val_data, Path(data).name, arguments,
         parse_image_shape(image_shape), num_epochs=num_epochs, learning_rate=learning_rate,
         patience=patience, sparsity_weight=sparsity_weight, target_sparsity=target_sparsity,
         sparsity_type=sparsity_type, target_l0=target_l0 or None, lr_schedule=lr_schedule,
         revive=None if revive == 'none' else revive, device=device, batch_size=batch_size,
-        seed=seed, verbose=verbose, checkpoint_dir=out if resume else None, resume=resume)
+        normalize=normalize, seed=seed, verbose=verbose, checkpoint_dir=out if resume else None, resume=resume)

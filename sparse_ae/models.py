@@ -144,7 +144,9 @@ def _layers(self:BaseSparseAutoencoder, name:str) -> list:
     return [getattr(self, f'{name}_{layer}', None) for layer in range(1, self.depth + 1)]
 
 @patch(as_prop=True)
-def dtype(self:BaseSparseAutoencoder) -> torch.dtype: return self.encoder_mat_1.dtype
+def dtype(self:BaseSparseAutoencoder) -> torch.dtype:
+    "Number format of the parameters."
+    return self.encoder_mat_1.dtype
 
 @patch(as_prop=True)
 def fixes_l0(self:BaseSparseAutoencoder) -> bool:
@@ -152,7 +154,9 @@ def fixes_l0(self:BaseSparseAutoencoder) -> bool:
     return self.activation.fixes_l0 or self.encoder.fixes_l0
 
 @patch(as_prop=True)
-def device(self:BaseSparseAutoencoder) -> torch.device: return self.encoder_mat_1.device
+def device(self:BaseSparseAutoencoder) -> torch.device:
+    "Where the parameters are."
+    return self.encoder_mat_1.device
 
 @patch
 def config(
