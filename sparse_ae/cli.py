@@ -332,4 +332,5 @@ def sparse_ae_train(
         patience=patience, sparsity_weight=sparsity_weight, target_sparsity=target_sparsity,
         sparsity_type=sparsity_type, target_l0=target_l0 or None, lr_schedule=lr_schedule,
         revive=None if revive == 'none' else revive, device=device, batch_size=batch_size,
-        normalize=normalize, seed=seed, verbose=verbose, checkpoint_dir=out if resume else None, resume=resume)
+        normalize=normalize, seed=seed, verbose=verbose,
+        checkpoint_dir=out if resume else None, resume=resume)

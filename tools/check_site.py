@@ -11,10 +11,12 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 from bs4 import BeautifulSoup
+from nbdev.config import get_config
 from notebooks import ROOT, notebooks
 
 import sparse_ae
 
+HOME = f'{get_config().doc_host}{get_config().doc_baseurl}'.rstrip('/') + '/'  # once it is out
 # in the text of a page, outside code; and inside code as well
 TEXT = {'a formula': r'\$\$|\\(?:frac|mathbb|mathrm|lVert|tfrac|sum)\b', 'a div': r'^:::',
         'a citation': r'\[-?@\w+', 'a shortcode': r'\{\{<'}
@@ -33,10 +35,11 @@ def check_pages(site:Path) -> list[str]:
     for path, page in pages.items():
         say = lambda what: found.append(f'{path.relative_to(site)}: {what}')
         for element in page.select('[href], [src]'):
-            target = element.get('href') or element.get('src')
-            parts = urlsplit(target)
+            target = element.get('href') or element.get('src') or ''
+            parts = urlsplit(target.removeprefix(HOME))
             if parts.scheme or parts.netloc: continue
-            there = path if not parts.path else (path.parent/unquote(parts.path)).resolve()
+            folder = site if target.startswith(HOME) else path.parent
+            there = path if not parts.path else (folder/unquote(parts.path)).resolve()
             if there.is_dir(): there /= 'index.html'
             if not there.exists(): say(f'{target} leads nowhere')
             elif parts.fragment and there in ids and unquote(parts.fragment) not in ids[there]:
