@@ -175,7 +175,8 @@ SPOILT = {   # what stands on a page, and what must be said about it
     '<pre>#| export\n</pre>': 'shows a directive', '<p>[@hoyer2004]</p>': 'shows a citation',
     '<pre>VBox(children=())</pre>': 'shows a widget', '<p id="x"></p><p id="x"></p>': '2 elements',
     '<pre>Traceback (most recent call last)</pre>': 'shows a traceback',
-    f'<pre>{ROOT.parent}/data</pre>': 'shows a path'}
+    f'<pre>{ROOT.parent}/data</pre>': 'shows a path',
+    f'<a href="{check_site.HOME}nowhere.html">x</a>': 'leads nowhere'}
 
 
 @pytest.mark.parametrize('html', SPOILT)
