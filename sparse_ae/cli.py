@@ -259,6 +259,7 @@ def load_matrix(
             return arrays[check_choice('key', key, arrays.files)]
     except (ValueError, EOFError, OSError) as e: raise ValueError(f"{path}: {e}") from None
 
+# %% ../nbs/07_cli.ipynb #5d0c1e7a
 def parse_hidden_dims(text:str) -> 'tuple[int, ...]|None':
     "`'half'`: None, one layer half-way. `'none'`: (). `'64,32'`: (64, 32)."
     if text in ('half', 'none'): return None if text == 'half' else ()
