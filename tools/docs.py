@@ -10,6 +10,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 import yaml
+from check_site import HOME
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -74,12 +75,10 @@ def show_fields(path:Path) -> None:
 def relink(pages:Path, names:dict[str, str]) -> None:
     """Links to entries of this site, which nbdev makes for the names that Quarto gives to pages,
     become relative ones to the pages that are there."""
-    config = get_config()
-    site = re.escape(f'{config.doc_host}{config.doc_baseurl}'.rstrip('/'))
     for page in pages.rglob('*.html'):
         up = '../'*(len(page.relative_to(pages).parts) - 1)
         text = page.read_text(encoding='utf-8')
-        new = re.sub(f'href="{site}/([^"#]+)', lambda match: (
+        new = re.sub(f'href="{re.escape(HOME)}([^"#]+)', lambda match: (
             f'href="{up}{names[match[1]]}' if match[1] in names else match[0]), text)
         if new != text: page.write_text(new, encoding='utf-8')
 
