@@ -232,6 +232,10 @@ class BatchTopK(_Largest):
     @property
     def by_sample(self) -> bool: return not self.training
 
+    def forward(self, pre):
+        if self.training: return super().forward(pre)
+        return F.threshold(pre, max(0., self.threshold.item()), 0.)
+
     def choose(self, u):
         flat, (n, width) = u.reshape(-1), u.shape
         if self.training: places = largest_of_all(flat, self.k*n)

@@ -23,17 +23,17 @@ class CodeEncoder(Choice):
 
     def run(
         self,
-        pre:Tensor,                              # `u`, shape `(..., latent_dim)`
-        explained:Callable[[Tensor], Tensor],    # `z -> W_e D z`
-        activation:nn.Module,                    # The code activation
-    ) -> tuple[Tensor, Tensor]:                  # Code; its value before the code activation
+        pre:Tensor,                                     # `u`, shape `(..., latent_dim)`
+        weights:Callable[[], tuple[Tensor, Tensor]],    # Gives `W_e` and `D`, which may take time
+        activation:nn.Module,                           # The code activation
+    ) -> tuple[Tensor, Tensor]:                         # Code; its value before the activation
         raise NotImplementedError(f"{type(self).__name__} must have a "
-                                  "run(pre, explained, activation)")
+                                  "run(pre, weights, activation)")
 
 class Linear(CodeEncoder):
     "The activation of the pre-activation: one product."
     name, single_layer = 'linear', False
-    def run(self, pre, explained, activation): return activation(pre), pre
+    def run(self, pre, weights, activation): return activation(pre), pre
 
 # %% ../nbs/21_encoders.ipynb #c6cb29fa
 @contextmanager
@@ -60,13 +60,33 @@ class Unrolled(CodeEncoder):
         self.steps = check_int('steps', steps, 0)
         self.step_size = check_positive('step_size', step_size)
 
-    def run(self, pre, explained, activation):
+    def run(self, pre, weights, activation):
+        encoder, decoder = weights()
         u = start = self.step_size * pre
         with as_in_evaluation(activation):
             for _ in range(self.steps):
                 z = activation(u)
-                u = z + start - self.step_size*explained(z)
+                u = z + start + (-self.step_size * (z @ decoder.mT)) @ encoder.mT
         return activation(u), u
+
+# %% ../nbs/21_encoders.ipynb #mp000001
+def _rows(matrix:Tensor, j:Tensor) -> Tensor:
+    "Rows `j` of a matrix, or of each one of a stack, shape `(*j.shape, columns)`."
+    if matrix.ndim == 3:
+        j = j + matrix.shape[1]*torch.arange(len(matrix), device=j.device)[:, None, None]
+    return F.embedding(j, matrix.flatten(0, -2))
+
+def _entries(gram:Tensor, j:Tensor) -> Tensor:
+    "Entries of a Gram matrix (or of a stack) among `j`, shape `(*j.shape, k)`."
+    pairs = j[..., None]*gram.shape[-1] + j[..., None, :]
+    return gram.flatten(-2).gather(-1, pairs.flatten(gram.ndim - 2)).view(pairs.shape)
+
+def _coefficients(pre:Tensor, among:Tensor, fits:Tensor) -> Tensor:
+    "The coefficients of equation (3), with gradients; 0 where nothing did fit."
+    dtype = torch.promote_types(pre.dtype, torch.float32)  # there is no solver for halves
+    values = torch.linalg.solve_triangular(among.mT.to(dtype), pre[..., None].to(dtype),
+                                           upper=False, unitriangular=True)
+    return torch.where(fits, values.squeeze(-1), 0).to(pre.dtype)
 
 # %% ../nbs/21_encoders.ipynb #3a667a7b
 class MatchingPursuit(CodeEncoder):
@@ -80,13 +100,29 @@ class MatchingPursuit(CodeEncoder):
         k:int,    # Steps, and so active latents at most
     ): self.k = check_int('k', k)
 
-    def run(self, pre, explained, activation):
-        z = torch.zeros_like(pre)
-        for _ in range(self.k):
-            left = pre - explained(z)
-            best, j = left.max(-1, keepdim=True)
-            z = z.scatter_add(-1, j, F.relu(best))
+    def run(self, pre, weights, activation):
+        encoder, decoder = weights()
+        small = pre.shape[-1] * encoder.shape[:-1].numel() <= pre.numel()
+        gram = decoder.mT @ encoder.mT if small else None  # no larger than the code
+        chosen, values = self._search(pre, encoder, decoder, gram)
+        if torch.is_grad_enabled():
+            among = _rows(decoder.mT, chosen) @ _rows(encoder, chosen).mT if gram is None else \
+                _entries(gram, chosen)
+            values = _coefficients(pre.gather(-1, chosen), among, values > 0)
+        z = torch.zeros_like(pre).scatter_add(-1, chosen, values)
         return activation(z), z
+
+    @torch.no_grad()
+    def _search(self, pre, encoder, decoder, gram):
+        "The latents of the steps and their coefficients, each of shape `(..., k)`."
+        left, steps = pre.clone(), []
+        seen = decoder.mT.contiguous() if gram is None else gram
+        for _ in range(self.k):
+            best, j = left.max(-1, keepdim=True)
+            steps.append((j, F.relu(best)))
+            part = _rows(seen, j).squeeze(-2) * steps[-1][1]
+            left -= part @ encoder.mT if gram is None else part
+        return [torch.cat(parts, -1) for parts in zip(*steps)]
 
 # %% ../nbs/21_encoders.ipynb #46736c9b
 ENCODERS = {cls.name: cls for cls in (Linear, Unrolled, MatchingPursuit)}

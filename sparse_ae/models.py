@@ -265,14 +265,9 @@ def encode_layers(
     pre, hidden = self._stack('encoder', x, keep_hidden)
     if not keep_hidden and isinstance(self.encoder, Linear) and isinstance(self.activation, ReLU):
         return Encoded(relu_in_place(pre))
-    z, pre = self.encoder.run(pre, self._explained, self.activation)
+    weights = lambda: (self.encoder_weights()[0], self.decoder_weights()[0])
+    z, pre = self.encoder.run(pre, weights, self.activation)
     return Encoded(z, pre, hidden)
-
-@patch
-def _explained(self:BaseSparseAutoencoder, z:Tensor) -> Tensor:
-    "What a single-layer encoder makes of that which the code explains."
-    (encoder,), (decoder,) = self.encoder_weights(), self.decoder_weights()
-    return z @ decoder.mT @ encoder.mT
 
 # %% ../nbs/00_models.ipynb #2900a9d4
 @patch
