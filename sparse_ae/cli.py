@@ -200,7 +200,7 @@ def command(
 # %% ../nbs/07_cli.ipynb #3acffdf1
 @command
 def sparse_ae_demo(
-    out:str='runs/demo',         # Folder for the model, the figures and the report
+    out:str='runs/demo',         # Folder for model, figures, report; another run there is replaced
     patches:int=50_000,          # Number of training patches
     size:int=12,                 # Height and width of a patch in pixels
     latent_dim:int=196,          # Number of latents
@@ -287,7 +287,7 @@ def parse_image_shape(text:str) -> 'tuple[int, ...]|None':
 @command
 def sparse_ae_train(
     data:str,                     # A .npy, .npz or .csv file with a matrix, one sample a row
-    out:str='runs/train',         # Folder for the model, the figures and the report
+    out:str='runs/train',         # Folder for model, figures, report; another run there is replaced
     key:str='',                   # Which array of an .npz file; empty: the only one
     latent_dim:int=0,             # Number of latents; 0: as many as input features
     hidden_dims:str='half',       # 64,32: widths; half: one layer, half-way; none: no hidden layer

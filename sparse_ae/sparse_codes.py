@@ -19,15 +19,23 @@ from torch import Tensor
 from .triton_products import triton_products
 
 # %% ../nbs/27_sparse_codes.ipynb #0b542120
+def _topk(u:Tensor, k:int) -> tuple[Tensor, Tensor]:
+    "`u.topk(k)` where that is positive, in no order; a CPU compares the bits as whole numbers."
+    if u.device.type != 'cpu': return u.topk(k, sorted=False)
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[u.element_size()]
+    values, places = u.view(whole).topk(k, sorted=False)
+    return values.view(u.dtype), places
+
 def largest(
     u:Tensor,    # Shape `(..., n)`
     k:int,       # How many in each row, at most `n`
 ) -> tuple[Tensor, Tensor]:  # Values and places, both `(..., k)`, in no order
-    "The `k` largest entries of each row, as `torch.topk` gives them, sooner."
+    """The `k` largest entries of each row of `max(0, u)`, sooner than `torch.topk`; where fewer are
+    positive, any others."""
     n = u.shape[-1]
     size = 8 if n >= 256*k else 4   # of a block
     blocks = n // size
-    if blocks < 2*k: return u.topk(k, sorted=False)
+    if blocks < 2*k: return _topk(u, k)
     maxima = u[..., :size*blocks].unflatten(-1, (size, blocks)).amax(-2)
     _, best = largest(maxima, k)
     first = torch.arange(0, size*blocks, blocks, device=u.device)[:, None]
@@ -35,7 +43,7 @@ def largest(
     if rest := n - size*blocks:     # what no block has
         last = torch.arange(n - rest, n, device=u.device)
         places = torch.cat([places, last.expand(*u.shape[:-1], rest)], -1)
-    values, at = u.gather(-1, places).topk(k, sorted=False)
+    values, at = _topk(u.gather(-1, places), k)
     return values, places.gather(-1, at)
 
 # %% ../nbs/27_sparse_codes.ipynb #a98c2947
