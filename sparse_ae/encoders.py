@@ -108,7 +108,7 @@ class MatchingPursuit(CodeEncoder):
         if torch.is_grad_enabled():
             among = _rows(decoder.mT, chosen) @ _rows(encoder, chosen).mT if gram is None else \
                 _entries(gram, chosen)
-            values = _coefficients(pre.gather(-1, chosen), among, values > 0)
+            values = _coefficients(pre.gather(-1, chosen), among, values != 0)  # NaN stays
         z = torch.zeros_like(pre).scatter_add(-1, chosen, values)
         return activation(z), z
 

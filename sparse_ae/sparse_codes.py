@@ -126,10 +126,10 @@ def sums_of_rows(
                            include_last_offset=True)
 
 def columns_of_sums(
-    values:Tensor,    # As for `sums_of_rows`
-    rows:Tensor,
-    starts:Tensor,
-    matrix:Tensor,
+    values:Tensor,    # Weights, `(m,)`
+    rows:Tensor,      # Which row each weighs, `(m,)`
+    starts:Tensor,    # Where each sum begins, and the end, `(n + 1,)`
+    matrix:Tensor,    # Shape `(number of rows, d)`
 ) -> Tensor:          # Shape `(d, n)`
     "`sums_of_rows`, transposed: a CPU turns 1,024 sums at a time, which its cache still has."
     n = len(starts) - 1
