@@ -239,7 +239,7 @@ class BatchTopK(_Largest):
     def choose(self, u):
         flat, (n, width) = u.reshape(-1), u.shape
         if self.training: places = largest_of_all(flat, self.k*n)
-        else: places = (flat > self.threshold.clamp(min=0)).nonzero()[:, 0]
+        else: places = (flat <= self.threshold.clamp(min=0)).logical_not_().nonzero()[:, 0]
         starts = F.pad(torch.bincount(places // width, minlength=n).cumsum(0), (1, 0))
         if self.training: self._track(flat[places])
         return SparseCode(flat[places], Entries(places % width, starts, width))

@@ -23,8 +23,9 @@ def _topk(u:Tensor, k:int) -> tuple[Tensor, Tensor]:
     "`u.topk(k)` where that is positive, in no order; a CPU compares the bits as whole numbers."
     if u.device.type != 'cpu': return u.topk(k, sorted=False)
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[u.element_size()]
-    values, places = u.view(whole).topk(k, sorted=False)
-    return values.view(u.dtype), places
+    bits = u.nan_to_num(torch.inf, torch.inf, -torch.inf).view(whole)  # NaN is never left out
+    places = bits.topk(k, sorted=False).indices
+    return u.gather(-1, places), places
 
 def largest(
     u:Tensor,    # Shape `(..., n)`
@@ -59,11 +60,11 @@ def largest_of_all(
     if 8*k < len(u) and rank > 100:
         sample = u[::every]
         guess = sample.kthvalue(len(sample) - rank + 1).values
-        candidates = (u >= guess).nonzero()[:, 0]
+        candidates = (u < guess).logical_not_().nonzero()[:, 0]  # NaN, too
         if len(candidates) < k: candidates = None
     among = u if candidates is None else u[candidates]
     threshold = among.kthvalue(len(among) - k + 1).values
-    keep = among >= threshold
+    keep = (among < threshold).logical_not_()
     if (surplus := int(keep.sum()) - k) > 0:
         keep[(among == threshold).nonzero()[-surplus:, 0]] = False
     kept = keep.nonzero()[:, 0]

@@ -89,6 +89,19 @@ def test_the_largest_are_the_largest(n, part, kind, seed):
     assert torch.equal(largest_of_all(flat, 3*k), of_all)
 
 
+@pytest.mark.parametrize('activation', [TopK, BatchTopK])
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+@pytest.mark.parametrize('latent_dim', [200, 3001])
+def test_what_is_no_number_is_not_left_out(activation, training, bad, latent_dim):
+    torch.manual_seed(0)
+    model = SparseAutoencoder(20, latent_dim, hidden_dims=(), activation=activation(4)).train(training)
+    with torch.no_grad(): model.encoder_mat_1[-1] = bad  # of one latent; infinities cancel to NaN
+    x = torch.randn(50, 20)
+    assert not model.encode(x).isfinite().all()
+    assert not model.decode(model.encode_sparse(x)).isfinite().all()
+
+
 def test_largest_where_the_sample_misleads():
     "Every 17th entry is small, so that the candidates are too many; or large: too few."
     u = torch.arange(200_000.)
