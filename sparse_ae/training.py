@@ -526,11 +526,16 @@ class Alone:
         if hasattr(t.model, 'normalize_decoder_weights'): t.model.normalize_decoder_weights()
 
 # %% ../nbs/02_training.ipynb #b747000d
+def _keep_freed_memory() -> None:
+    "glibc keeps 64 MB of what is freed once it saw 32 MB come and go; a step needs it again."
+    torch.empty(2**25 - 2**14, dtype=torch.uint8)  # not touched, so that it costs nothing
+
 def fit_together(
     trainers:Sequence[Trainer],        # To be trained in lockstep
     computation:Callable=Alone,        # Computes the steps of a list of trainers
 ) -> None:
     "Train until each has stopped. Afterwards the models have their best weights, in eval mode."
+    _keep_freed_memory()
     for t in trainers: t.begin()
     with _in_unit_of_data(trainers): _fit(trainers, computation)
 

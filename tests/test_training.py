@@ -1,4 +1,6 @@
 "Training and evaluation: kinds of data, interruption, divergence, devices."
+import os
+import platform
 import signal
 import subprocess
 import sys
@@ -202,3 +204,24 @@ def test_evaluation_keeps_only_what_it_reports(tmp_path):
                           text=True, check=True)
     n, megabytes = done.stdout.split()
     assert int(n) == 200_000 and float(megabytes) < 200
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='is about the allocator of glibc')
+def test_steps_use_memory_again():
+    "The pages of a step on 3,200 rows are those of the step before; else they were 300 new ones."
+    code = textwrap.dedent('''
+        import resource, torch
+        from sparse_ae import Callback, SparseAutoencoder, Trainer
+        class Faults(Callback):
+            seen = []
+            def after_epoch(self, t):
+                self.seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        x = torch.rand(3200, 200, generator=torch.Generator().manual_seed(0))
+        Trainer(SparseAutoencoder(200, 50), x, x[:256], 60, 1e-3, 60, batch_size=3200, seed=0,
+                verbose=0, sparsity_type='l1', revive=None, callbacks=[Faults()]).fit()
+        print((Faults.seen[-1] - Faults.seen[9]) / 50)
+    ''')
+    env = {name: value for name, value in os.environ.items() if not name.startswith('MALLOC_')}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                          env=env)
+    assert float(done.stdout) < 30
