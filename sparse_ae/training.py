@@ -67,8 +67,9 @@ def count_active(
     sign.mul_(sign)
     if sign.numel() < 2**15: return sign.sum(0)  # one core has it all
     # each core wrote some rows, and sums just these: columns would come from all the cores
-    part = len(sign) // 8
-    return sign[:8*part].unflatten(0, (8, part)).sum(1).sum(0) + sign[8*part:].sum(0)
+    part, rest = divmod(len(sign), 8)
+    active = sign[:8*part].unflatten(0, (8, part)).sum(1).sum(0)
+    return active + sign[-rest:].sum(0) if rest else active
 
 # %% ../nbs/02_training.ipynb #splitA01
 def encode_batch(
