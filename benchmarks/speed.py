@@ -314,7 +314,7 @@ def classical_epoch(rounds):
                          'textbook': encoding_twice(TextbookClassical(), 100),
                          'same model': encoding_twice(classical(), 100)}, rounds)
     name = 'epoch, 200 -> 125 -> 50, full batch / encoding twice'
-    return [(f'{name}, the textbook\'s layers', ratio(times, 'here', 'textbook'), 'at most 0.70'),
+    return [(f"{name}, the textbook's layers", ratio(times, 'here', 'textbook'), 'at most 0.70'),
             (f'{name}, the same model', ratio(times, 'here', 'same model'), 'at most 0.70')]
 
 

@@ -202,6 +202,7 @@ def _walk(x:Tensor, layers:list[Layer], to_the_end:bool, keep_hidden:bool) -> tu
         if keep_hidden: hidden.append(x)
     return x, *hidden
 
+# %% ../nbs/00_models.ipynb #filled03
 def _filled_up(layers:list[Layer]) -> list[Layer]:
     "The same function with units that are always 0: hidden widths become multiples of 16."
     filled, before = [], 0   # units more than there were, of the layer before

@@ -208,7 +208,7 @@ def test_evaluation_keeps_only_what_it_reports(tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='is about the allocator of glibc')
 def test_steps_use_memory_again():
-    "The pages of a step on 3,200 rows are those of the step before; else they were 300 new ones."
+    "The pages of a step on 3,200 rows are those of the step before, not hundreds of new ones."
     code = textwrap.dedent('''
         import resource, torch
         from sparse_ae import Callback, SparseAutoencoder, Trainer
