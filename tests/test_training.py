@@ -210,7 +210,8 @@ def test_evaluation_keeps_only_what_it_reports(tmp_path):
 def test_steps_use_memory_again():
     "The pages of a step on 3,200 rows are those of the step before, not hundreds of new ones."
     code = textwrap.dedent('''
-        import resource, torch
+        import resource, statistics, torch
+        from itertools import pairwise
         from sparse_ae import Callback, SparseAutoencoder, Trainer
         class Faults(Callback):
             seen = []
@@ -219,9 +220,9 @@ def test_steps_use_memory_again():
         x = torch.rand(3200, 200, generator=torch.Generator().manual_seed(0))
         Trainer(SparseAutoencoder(200, 50), x, x[:256], 60, 1e-3, 60, batch_size=3200, seed=0,
                 verbose=0, sparsity_type='l1', revive=None, callbacks=[Faults()]).fit()
-        print((Faults.seen[-1] - Faults.seen[9]) / 50)
+        print(statistics.median(b - a for a, b in pairwise(Faults.seen[9:])))
     ''')
     env = {name: value for name, value in os.environ.items() if not name.startswith('MALLOC_')}
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                           env=env)
-    assert float(done.stdout) < 30
+    assert float(done.stdout) < 10  # the median: a few epochs in fifty still take hundreds
