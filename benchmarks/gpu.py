@@ -1,17 +1,19 @@
 """What a top-k step costs on a GPU, against the dense floor and against the floor of its memory
 traffic, and what one of other libraries costs that are installed; prints a table. It needs a GPU.
+All products are in bfloat16 (autocast), all weights in single precision.
 
     python benchmarks/gpu.py
 """
 import statistics
 import sys
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from speed import Size, peers, step
 from torch import nn
 
-from sparse_ae import TopK
+from sparse_ae import BatchTopK, TopK
 
 SIZES = ((768, 24_576, 32), (4_096, 65_536, 64))
 BATCH, ROUNDS, DEVICE = 8192, 15, 'cuda'
@@ -61,6 +63,14 @@ def textbook(input_dim, latent_dim, k):
     return one
 
 
+def autocast(make):
+    "A step of another library, with products in bfloat16."
+    one = make()
+    def in_bfloat16():
+        with torch.autocast(DEVICE, torch.bfloat16): one()
+    return in_bfloat16
+
+
 def milliseconds(functions):
     "Median time of each, called in turn."
     times = {name: [] for name in functions}
@@ -98,10 +108,11 @@ def main():
     for sizes in SIZES:
         size = Size(*sizes[:2], BATCH, sizes[2], DEVICE)
         least = traffic(*sizes) / speed
-        makers = {  # single precision weights, products in bfloat16; others with their defaults
-            'here': lambda: step(TopK(size.k), size.input_dim, size.latent_dim, BATCH, DEVICE,
-                                 autocast='bfloat16'),
-            'textbook': lambda: textbook(*sizes), **peers(size, ('top-k',))}
+        here = lambda kind: step(kind(size.k), size.input_dim, size.latent_dim, BATCH, DEVICE,
+                                 autocast='bfloat16')
+        makers = {'top-k': partial(here, TopK), 'batch-top-k': partial(here, BatchTopK),
+                  'textbook, top-k': partial(textbook, *sizes),
+                  **{name: partial(autocast, make) for name, make in peers(size).items()}}
         for name, make in makers.items():  # one at a time: together they may not fit
             ms = milliseconds({'floor': floor(*sizes[:2]), 'step': make()})
             print(f'| {name}, {size.input_dim:,} -> {size.latent_dim:,}, k = {size.k} | '

@@ -190,8 +190,9 @@ class Meter:
         losses:Losses,    # Of one batch
     ) -> bool:            # Is its loss a finite number?
         "Count one batch."
-        values = [losses.total.item(), losses.recon.item(), losses.sparsity.item(),
-                  *(value.item() for value in losses.terms.values())]
+        values = [losses.total, losses.recon, losses.sparsity, *losses.terms.values()]
+        if losses.total.device.type == 'cpu': values = [value.item() for value in values]
+        else: values = torch.stack(values).tolist()  # one wait for all of them
         if not self.sums:
             self.names = ('loss', 'recon_loss', 'sparsity_loss', *losses.terms)
             self.sums = [0.]*len(values)
@@ -503,7 +504,22 @@ class Alone:
     "The computations of a single trainer, on whose decoder the norm is held."
     def __init__(self, trainers:list[Trainer]):
         self.trainer, = trainers
-        self.close = getattr(self.trainer.model, 'hold_norm', lambda: lambda: None)()
+        self.release = getattr(self.trainer.model, 'hold_norm', lambda: lambda: None)()
+        self._lay(lambda W: W.mT.contiguous().mT)  # atom after atom
+
+    def close(self) -> None:
+        "Leave the model as others expect it."
+        self.release()
+        self._lay(Tensor.contiguous)
+
+    def _lay(self, lay:Callable[[Tensor], Tensor]) -> None:
+        "Change how a decoder of which a step reads single atoms lies in memory, and its moments."
+        t = self.trainer
+        if not getattr(t.model, 'has_sparse_path', False) or t.model.tied: return
+        D = t.model.decoder_mat_1
+        D.data, state = lay(D.data), t.optimizer.state.get(D, {})
+        state.update({name: lay(value) for name, value in state.items()
+                      if isinstance(value, Tensor) and value.shape == D.shape})
 
     def losses(self, batches:Sequence[Tensor]) -> list[Losses]:
         "The losses of each trainer on its batch."
@@ -537,7 +553,9 @@ def fit_together(
 ) -> None:
     "Train until each has stopped. Afterwards the models have their best weights, in eval mode."
     _keep_freed_memory()
-    for t in trainers: t.begin()
+    for t in trainers:
+        t.begin()
+        for p in t.parameters: p.grad = None  # of a time before
     with _in_unit_of_data(trainers): _fit(trainers, computation)
 
 @contextmanager

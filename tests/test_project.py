@@ -97,7 +97,7 @@ def test_import_is_light():
 
 
 def test_modules_look_one_way():
-    order = ['checks', 'losses', 'triton_products', 'sparse_codes', 'activations', 'encoders', 'models', 'batches', 'callbacks', 'io',
+    order = ['checks', 'losses', 'triton_kernels', 'sparse_codes', 'activations', 'encoders', 'models', 'batches', 'callbacks', 'io',
              'checkpoints', 'initialisation', 'live_latents', 'geometry', 'objectives', 'training',
              'eval_viz', 'sweeps', 'reading', 'presets']
     for rank, name in enumerate(order):

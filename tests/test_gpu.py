@@ -1,0 +1,170 @@
+"On a GPU: what a CPU gives, wherever the data are. Without one all of this is skipped."
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits,
+                       evaluate_sparse_autoencoder, sweep,
+                       train_sparse_autoencoder_with_early_stopping)
+from sparse_ae.models import BaseSparseAutoencoder
+from sparse_ae.sparse_codes import largest, largest_of_all
+from sparse_ae.training import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+X = digits()
+TRAIN, VAL = X[:1500], X[1500:]
+
+
+def train(model, device='cuda', train_data=TRAIN, **options):
+    options = dict(sparsity_type='none', seed=0, verbose=0, batch_size=250) | options
+    return train_sparse_autoencoder_with_early_stopping(model, train_data, VAL, 5, 1e-3, 5, 0.01,
+                                                        device=device, **options)
+
+
+def single(cls=SparseAutoencoder, activation=TopK, **options):
+    torch.manual_seed(0)
+    return cls(64, 300, hidden_dims=(), activation=activation(8), **dict(decoder_norm='atom') | options)
+
+
+@pytest.mark.parametrize('shape, k', [((50, 1003), 7), ((50, 1003), 1), ((20, 64), 60), ((9, 9), 9),
+                                      ((4, 70_000), 64), ((3, 5, 2048), 300)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_largest_of_rows(shape, k, dtype):
+    torch.manual_seed(0)
+    u = torch.randn(shape, dtype=dtype, device='cuda')
+    for u in (u, u.round(), u - 2, torch.ones_like(u), u.where(u < 2.9, torch.nan)):
+        values, places = largest(u, k)
+        found = values.nan_to_num(torch.inf).relu().sort(descending=True).values
+        assert torch.equal(found, u.nan_to_num(torch.inf).relu().topk(k).values)
+        assert_close(u.gather(-1, places), values, rtol=0, atol=0, equal_nan=True)
+        assert all(len(set(row)) == k for row in places.flatten(0, -2).tolist())
+
+
+@pytest.mark.parametrize('n, k', [(500_000, 25_000), (500_000, 400_000), (50, 3), (50, 50)])
+def test_the_largest_of_all(n, k):
+    u = torch.randn(n, generator=torch.Generator().manual_seed(1))
+    for u in (u, u.round(), torch.zeros(n)):
+        in_order = u.sort(descending=True, stable=True).indices[:k].sort().values
+        assert torch.equal(largest_of_all(u.cuda(), k).cpu(), in_order)
+
+
+@pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
+@pytest.mark.parametrize('activation', [TopK, BatchTopK])
+@pytest.mark.parametrize('norm', ['atom', 'row', None])
+@pytest.mark.parametrize('held', [False, True])
+def test_code_and_gradients_of_dense_products(cls, activation, norm, held):
+    model = single(cls, activation, decoder_norm=norm)
+    x = torch.randn(700, 64, requires_grad=True)
+    model.normalize_decoder_weights()
+    z = model.encode(x)
+    reconstruction = model.decode(z)
+    wanted = torch.autograd.grad(reconstruction.pow(3).sum(), [x, *model.parameters()])
+    theirs = model.cuda()
+    if held: theirs.hold_norm()
+    x = x.detach().cuda().requires_grad_()
+    code = theirs.encode_sparse(x)
+    assert_close(code.dense().cpu(), z)
+    ours = theirs.decode(code)
+    assert_close(ours.cpu(), reconstruction)
+    found = torch.autograd.grad(ours.pow(3).sum(), [x, *theirs.parameters()])
+    for a, b in zip(found, wanted): assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5*float(b.abs().max()))
+    with torch.no_grad(): assert_close(theirs(x.detach()).cpu(), reconstruction.detach())
+
+
+@pytest.mark.parametrize('dim', [0, 1])
+@pytest.mark.parametrize('scale', [1., 1e-30, 1e30])
+def test_normalising_whatever_the_scale(dim, scale):
+    model = SparseAutoencoder(64, 300, 'cuda', hidden_dims=(), decoder_norm=('atom', 'row')[dim])
+    with torch.no_grad():
+        model.decoder_mat_1.mul_(scale)
+        model.decoder_mat_1[:, 3] = 0
+        model.decoder_mat_1[7] = 0
+    model.normalize_decoder_weights()
+    norms = model.decoder_mat_1.norm(dim=dim)
+    zero = torch.arange(len(norms), device='cuda') == (3, 7)[dim]
+    assert_close(norms, torch.where(zero, 0., 1.))
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(batch_size=1500, autocast=None), dict(sparsity_type='l1'), dict(accumulate=2),
+    dict(clip_grad_norm=0.1), dict(revive='auxiliary'), dict(optimizer=torch.optim.SGD)])
+def test_training_is_that_of_a_cpu(options):
+    histories = [train(single(), device, **options) for device in ('cpu', 'cuda')]
+    assert_close(histories[0]['train_loss'], histories[1]['train_loss'], rtol=2e-3, atol=0)
+    assert_close(histories[0]['val_loss'], histories[1]['val_loss'], rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize('activation', [TopK, BatchTopK])
+def test_fast_and_plain_path_end_alike(activation, monkeypatch):
+    fast = train(single(activation=activation))
+    monkeypatch.setattr(BaseSparseAutoencoder, 'encode_sparse', lambda self, x: None)
+    plain = train(single(activation=activation))
+    assert fast['train_loss'] != plain['train_loss']
+    assert_close(fast['train_loss'], plain['train_loss'], rtol=1e-4, atol=0)
+
+
+def test_products_in_bfloat16():
+    fast = train(single(), autocast='bfloat16')
+    assert_close(fast['val_loss'], train(single())['val_loss'], rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize('kind', ['l1', 'kl', 'hoyer'])
+def test_classical_models(kind):
+    histories = []
+    for device in ('cpu', 'cuda'):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 20)
+        histories.append(train(model, device, sparsity_type=kind))
+        assert model.device.type == device
+    assert_close(histories[0]['val_loss'], histories[1]['val_loss'], rtol=5e-3, atol=0)
+
+
+def test_data_that_do_not_fit_travel_batch_by_batch(monkeypatch):
+    near = Trainer(single().cuda(), TRAIN, VAL, 1, 1e-3, 1, device='cuda', seed=0)
+    assert near.train.rows.is_cuda
+    together = train(single())
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (TRAIN.nbytes, 2**40))
+    far = Trainer(single().cuda(), TRAIN, VAL, 1, 1e-3, 1, device='cuda', seed=0)
+    assert not far.train.rows.is_cuda
+    assert next(iter(far.train)).is_cuda
+    assert train(single())['train_loss'] == together['train_loss']
+
+
+def test_the_decoder_is_left_as_it_was():
+    model = single()
+    train(model)
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+def test_going_on_from_a_checkpoint(tmp_path):
+    whole, parts = single(), single()
+    wanted = train(whole, checkpoint_dir=tmp_path/'whole')['train_loss']
+    half = Trainer(parts, TRAIN, VAL, 2, 1e-3, 5, 0.01, sparsity_type='none', seed=0, verbose=0,
+                   batch_size=250, device='cuda', checkpoint_dir=tmp_path/'parts')
+    half.fit()
+    went_on = train(single(), checkpoint_dir=tmp_path/'parts', resume=True)['train_loss']
+    assert_close(went_on, wanted, rtol=1e-5, atol=0)
+
+
+def test_compiled():
+    torch.manual_seed(0)
+    model = SparseAutoencoder(64, 20)
+    other = copy.deepcopy(model)
+    options = dict(sparsity_type='l1', compile=True)
+    assert_close(train(model, **options)['val_loss'],
+                 train(other, sparsity_type='l1')['val_loss'], rtol=1e-3, atol=0)
+
+
+def test_a_sweep_and_evaluation():
+    def make(): return SparseAutoencoder(64, 20)
+    result = sweep(make, TRAIN, VAL, dict(sparsity_weight=[0.001, 0.01], seed=[0, 1]), num_epochs=3,
+                   learning_rate=1e-3, patience=3, sparsity_type='l1', device='cuda', verbose=0)
+    assert len(result.history) == 4
+    model = result.models[0]
+    there = evaluate_sparse_autoencoder(model, VAL, 'cuda')
+    here = evaluate_sparse_autoencoder(model, VAL, 'cpu')
+    assert_close(there['mean'], here['mean'], rtol=1e-4, atol=0)
+    assert_close(there['latent_codes'], here['latent_codes'], rtol=1e-3, atol=1e-4)
