@@ -54,6 +54,7 @@ class _Points:
     def add(self, trainer:Trainer) -> None:
         "The means since the last call, within an epoch."
         meter = trainer.meter
+        meter.read()
         if not meter.n: return
         now = (trainer.epoch, meter.n, *meter.sums[1:3], meter.active.sum().item())
         old = self.before if self.before and self.before[0] == now[0] else (now[0], 0, 0., 0., 0.)

@@ -170,6 +170,15 @@ class _Decode(torch.autograd.Function):
         if ctx.needs_input_grad[2]: of_b = grad.sum(0, dtype=ctx.formats[1])
         return of_values, of_D, of_b, None
 
+def _sums_by_latent(values:Tensor, e:Entries, dtype:torch.dtype) -> Tensor:
+    "Of the values of each latent's entries; always in the same order, on a GPU as well."
+    if values.device.type == 'cpu':
+        precise = values.to(torch.promote_types(values.dtype, torch.float32))
+        return precise.new_zeros(e.latent_dim).index_add(0, e.latents, precise).to(dtype)
+    order, samples, starts = e.by_latent
+    ones = values.new_ones(len(e.starts) - 1, 1)
+    return sums_of_rows(values[order], samples, starts, ones, dtype)[:, 0]
+
 class _Encode(torch.autograd.Function):
     "`x @ W.T + b` at entries, where its values are known; gradients in the formats of `W` and `b`."
     @staticmethod
@@ -186,10 +195,7 @@ class _Encode(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             order, samples, starts = e.by_latent
             of_W = sums_of_rows(grad[order], samples, starts, x, ctx.formats[0])
-        if ctx.needs_input_grad[2]:
-            precise = grad.to(torch.promote_types(grad.dtype, torch.float32))
-            of_b = precise.new_zeros(e.latent_dim).index_add(0, e.latents, precise)
-            of_b = of_b.to(ctx.formats[1])
+        if ctx.needs_input_grad[2]: of_b = _sums_by_latent(grad, e, ctx.formats[1])
         return of_x, of_W, of_b, None, None
 
 # %% ../nbs/27_sparse_codes.ipynb #a792ae9c

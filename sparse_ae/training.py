@@ -183,33 +183,52 @@ def combine(
 # %% ../nbs/02_training.ipynb #b03c4e18
 class Meter:
     "Sample-weighted means over the batches of a pass."
-    def __init__(self): self.names, self.sums, self.active, self.n = (), [], None, 0
+    def __init__(self):
+        self.names, self.sums, self.active, self.n = (), [], None, 0
+        self.finite, self.unread = True, None
 
     def add(
         self,
         losses:Losses,    # Of one batch
-    ) -> bool:            # Is its loss a finite number?
-        "Count one batch."
+    ) -> bool:            # Are all losses that are known finite numbers?
+        "Count one batch, whose loss a GPU may still compute: it becomes known with the next one."
         values = [losses.total, losses.recon, losses.sparsity, *losses.terms.values()]
-        if losses.total.device.type == 'cpu': values = [value.item() for value in values]
-        else: values = torch.stack(values).tolist()  # one wait for all of them
         if not self.sums:
             self.names = ('loss', 'recon_loss', 'sparsity_loss', *losses.terms)
             self.sums = [0.]*len(values)
         n = len(losses.code)
-        self.n, self.sums = self.n + n, [s + n*value for s, value in zip(self.sums, values)]
         # single precision counts up to 2**24
-        active = losses.active if self.n <= 2**24 else losses.active.double()
-        self.active = active if self.active is None else self.active + active
-        return math.isfinite(values[0])
+        active = losses.active if self.n + 2*n <= 2**24 else losses.active.double()
+        self.active = active.clone() if self.active is None else self.active + active
+        if losses.total.device.type != 'cuda': return self._count(n, [v.item() for v in values])
+        self.read()
+        values, told = torch.stack(values).detach().to('cpu', non_blocking=True), torch.cuda.Event()
+        told.record()
+        self.unread = n, values, told
+        return self.finite
+
+    def _count(self, n:int, values:list[float]) -> bool:
+        self.n, self.sums = self.n + n, [s + n*value for s, value in zip(self.sums, values)]
+        self.finite = self.finite and math.isfinite(values[0])
+        return self.finite
+
+    def read(self) -> bool:
+        "Wait for the last batch. Are all losses finite numbers?"
+        if self.unread is not None:
+            (n, values, told), self.unread = self.unread, None
+            told.synchronize()
+            self._count(n, values.tolist())
+        return self.finite
 
     def result(self) -> dict[str, float]:
         "`loss`, `recon_loss`, `sparsity_loss`, regularisers by name, `l0`, `dead_fraction`."
+        self.read()
         means = {name: s / self.n for name, s in zip(self.names, self.sums)}
         active = self.active.tolist()
         return means | dict(l0=sum(active) / self.n, dead_fraction=active.count(0) / len(active))
 
     def state_dict(self) -> dict:
+        self.read()
         return dict(names=self.names, sums=self.sums, active=self.active, n=self.n)
 
     def load_state_dict(self, state:dict) -> None: vars(self).update(state)
@@ -339,6 +358,12 @@ class Trainer:
         self.identity = self._identity()
 
 # %% ../nbs/02_training.ipynb #669e5c06
+def _compiled(options:dict) -> Callable:
+    "The losses through `torch.compile`; on a GPU their kernels are launched as one graph."
+    # a graph's next run overwrites the gradients of the one before: not where they add up
+    graphs = str(options['device']).startswith('cuda') and options['accumulate'] == 1
+    return torch.compile(batch_losses, mode='reduce-overhead' if graphs else None)
+
 @patch
 def _check_options(self:Trainer, model:nn.Module) -> None:
     "Raise the error that says what is wrong with the arguments."
@@ -353,8 +378,7 @@ def _check_options(self:Trainer, model:nn.Module) -> None:
         raise ValueError("sparsity_type 'l0' has a gradient only with a code activation whose "
                          f"threshold learns, as 'jumprelu'; got {activation}")
     check_choice('autocast', o['autocast'], AUTOCAST)
-    self.losses_of = (torch.compile(batch_losses) if check_bool('compile', o['compile']) else
-                      batch_losses)
+    self.losses_of = _compiled(o) if check_bool('compile', o['compile']) else batch_losses
     self._check_lists()
     if o['checkpoint_dir'] is None:
         for name in ('resume', 'checkpoint_epochs', 'checkpoint_minutes'):
@@ -599,6 +623,9 @@ def _epoch(trainers:list[Trainer], compute:Any, tell:Callable) -> None:
     for steps in _in_parallel(trainers, 'train'):
         _step(trainers, steps, compute, tell)
         if all(t.error for t in trainers): return
+    for t in trainers:
+        if not t.meter.read(): t.diverged()
+    if all(t.error for t in trainers): return
     if trainers[0].meter.n == 0:  # a stream that ended just where the epoch before did
         for t in trainers: t.stopped_by = 'data'
         return
@@ -615,6 +642,7 @@ def _epoch(trainers:list[Trainer], compute:Any, tell:Callable) -> None:
                     if not meter.add(losses): t.diverged()
                     t.event('after_loss')
     for t, measured, meter in zip(trainers, on_train, meters):
+        if not meter.read(): t.diverged()
         if not t.error: t.finish_epoch(measured, meter.result(), time.perf_counter() - start)
     tell('after_epoch', [t for t in trainers if not t.error])
 

@@ -76,7 +76,7 @@ def _choice() -> dict:
     @triton.jit
     def _as_order(x):  # a whole number, the larger the sooner chosen
         bits = x.to(tl.float32).to(tl.int32, bitcast=True)
-        return tl.where(x == x, bits, 0x7fffffff)
+        return tl.where(x == x, bits, 0x7fff0000)  # the bits below may not be looked at
 
     @triton.jit
     def _choose(order, k, LOWEST:tl.constexpr):  # which to keep, and their places

@@ -9,9 +9,10 @@ from torch.testing import assert_close
 from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits,
                        evaluate_sparse_autoencoder, sweep,
                        train_sparse_autoencoder_with_early_stopping)
+from sparse_ae.callbacks import Callback
 from sparse_ae.models import BaseSparseAutoencoder
 from sparse_ae.sparse_codes import largest, largest_of_all
-from sparse_ae.training import Trainer
+from sparse_ae.training import Trainer, TrainingDiverged
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 X = digits()
@@ -149,21 +150,48 @@ def test_going_on_from_a_checkpoint(tmp_path):
     assert_close(went_on, wanted, rtol=1e-5, atol=0)
 
 
-def test_compiled():
+@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('kind', ['classical', 'single'])
+def test_compiled(kind, accumulate):
     torch.manual_seed(0)
-    model = SparseAutoencoder(64, 20)
+    model = SparseAutoencoder(64, 20) if kind == 'classical' else single()
     other = copy.deepcopy(model)
-    options = dict(sparsity_type='l1', compile=True)
-    assert_close(train(model, **options)['val_loss'],
-                 train(other, sparsity_type='l1')['val_loss'], rtol=1e-3, atol=0)
+    options = dict(sparsity_type='l1', accumulate=accumulate)
+    compiled, plain = train(model, compile=True, **options), train(other, **options)
+    for name in ('train_loss', 'val_loss', 'l0'):
+        assert_close(compiled[name], plain[name], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize('activation', [TopK, BatchTopK])
+def test_the_same_bit_for_bit(activation):
+    assert train(single(activation=activation))['train_loss'] == train(single(activation=activation))['train_loss']
+
+
+@pytest.mark.parametrize('compile', [False, True])
+@pytest.mark.parametrize('when', [0, 3])
+def test_divergence(compile, when):
+    "Its loss becomes known a batch later; the weights are the last good ones."
+    model = SparseAutoencoder(64, 20)
+    model.normalize_decoder_weights()
+    before = copy.deepcopy(model.state_dict())
+    class Break(Callback):
+        def before_step(self, trainer):
+            if trainer.epoch == when: trainer.model.encoder_bias_1.data.fill_(torch.nan)
+    with pytest.raises(TrainingDiverged, match=f'epoch {when} ') as raised:
+        train(model, sparsity_type='l1', callbacks=[Break()], compile=compile)
+    assert raised.value.history['epochs_trained'] == when
+    assert all(p.isfinite().all() for p in model.parameters())
+    model.cpu()
+    same = [torch.equal(p, before[name]) for name, p in model.state_dict().items()]
+    assert all(same) if when == 0 else not all(same)
 
 
 def test_a_sweep_and_evaluation():
     def make(): return SparseAutoencoder(64, 20)
     result = sweep(make, TRAIN, VAL, dict(sparsity_weight=[0.001, 0.01], seed=[0, 1]), num_epochs=3,
                    learning_rate=1e-3, patience=3, sparsity_type='l1', device='cuda', verbose=0)
-    assert len(result.history) == 4
-    model = result.models[0]
+    assert len(result) == 4
+    model = result[0].model
     there = evaluate_sparse_autoencoder(model, VAL, 'cuda')
     here = evaluate_sparse_autoencoder(model, VAL, 'cpu')
     assert_close(there['mean'], here['mean'], rtol=1e-4, atol=0)
