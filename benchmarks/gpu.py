@@ -10,13 +10,15 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from speed import Size, peers, step
+from speed import Size, TextbookClassical, peers, step, whole_step
 from torch import nn
+from training import data
 
-from sparse_ae import BatchTopK, TopK
+from sparse_ae import BatchTopK, SparseAutoencoder, TopK
+from sparse_ae.training import Trainer
 
 SIZES = ((768, 24_576, 32), (4_096, 65_536, 64))
-BATCH, ROUNDS, STEPS, DEVICE = 8192, 7, 10, 'cuda'
+BATCH, ROUNDS, STEPS, DEVICE = 8192, 5, 10, 'cuda'
 
 
 def floor(input_dim, latent_dim):
@@ -71,6 +73,30 @@ def autocast(make):
     return in_bfloat16
 
 
+def classical(compile=False):
+    "A step of 200 -> 125 -> 50, L1, all 3,200 rows at once."
+    torch.manual_seed(0)
+    x = data().to(DEVICE)
+    t = Trainer(SparseAutoencoder(200, 50), x, x[:2], 1, 1e-3, 1, sparsity_type='l1', batch_size=3200,
+                revive=None, verbose=0, seed=0, device=DEVICE, compile=compile)
+    return whole_step(t, x)
+
+
+def textbook_classical():
+    "The same by a straightforward loop, on torch's layers, which encodes twice."
+    model, x = TextbookClassical().to(DEVICE), data().to(DEVICE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def one():
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(x), x) + 0.1*model.encode(x).abs().mean()
+        loss.backward()
+        optimizer.step()
+        model.normalize_decoder_weights()
+        loss.item()
+    return one
+
+
 def milliseconds(functions):
     "Median time of each, some calls in a row as in training, in turn."
     times = {name: [] for name in functions}
@@ -108,9 +134,10 @@ def main():
     for sizes in SIZES:
         size = Size(*sizes[:2], BATCH, sizes[2], DEVICE)
         least = traffic(*sizes) / speed
-        here = lambda kind: step(kind(size.k), size.input_dim, size.latent_dim, BATCH, DEVICE,
-                                 autocast='bfloat16')
-        makers = {'top-k': partial(here, TopK), 'batch-top-k': partial(here, BatchTopK),
+        here = lambda kind, **options: step(kind(size.k), size.input_dim, size.latent_dim, BATCH,
+                                            DEVICE, autocast='bfloat16', **options)
+        makers = {'top-k': partial(here, TopK), 'top-k, compile=True': partial(here, TopK, compile=True),
+                  'batch-top-k': partial(here, BatchTopK),
                   'textbook, top-k': partial(textbook, *sizes),
                   **{name: partial(autocast, make) for name, make in peers(size).items()}}
         for name, make in makers.items():  # one at a time: together they may not fit
@@ -120,6 +147,10 @@ def main():
             else: print(f'{ms["step"]:.2f} | {ms["step"]/ms["floor"]:.3f} | '
                         f'{ms["step"]/least:.2f} |', flush=True)
             torch.cuda.empty_cache()
+    print('\n| step, 200 -> 125 -> 50, 3,200 rows | ms | / textbook, encoding twice |\n|---|---|---|')
+    ms = milliseconds({'textbook': textbook_classical(), 'here': classical(),
+                       'here, compile=True': classical(compile=True)})
+    for name, value in ms.items(): print(f'| {name} | {value:.2f} | {value/ms["textbook"]:.2f} |')
 
 
 if __name__ == '__main__': main()

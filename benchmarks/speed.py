@@ -55,9 +55,13 @@ def step(activation, input_dim=INPUT, latent_dim=LATENT, batch=BATCH, device='cp
     model = SparseAutoencoder(input_dim, latent_dim, device, hidden_dims=(), activation=activation,
                               decoder_norm='atom')
     options = dict(sparsity_type='none', revive=None, verbose=0, seed=0, device=device) | options
-    t = Trainer(model, x, x[:2], 1, 1e-4, 1, batch_size=batch, **options)
+    return whole_step(Trainer(model, x, x[:2], 1, 1e-4, 1, batch_size=batch, **options), x)
+
+
+def whole_step(t, x):
+    "A step of this trainer, with all that belongs to one, as a function."
     t.begin()
-    model.train()
+    t.model.train()
     compute = Alone([t])
     def one(x=x):
         _step([t], [[x]], compute, lambda event, some: [s.event(event) for s in some])
@@ -321,7 +325,7 @@ def classical_epoch(rounds):
 def after_encoding(latent_dim, batch, k):
     "Decoding and all gradients, given the entries: what is left when the first product is done."
     x, W, b = rows(batch, INPUT), rows(latent_dim, INPUT, 3), torch.zeros(latent_dim)
-    D, offset = rows(INPUT, latent_dim, 4), torch.zeros(INPUT)
+    D, offset = rows(latent_dim, INPUT, 4).mT, torch.zeros(INPUT)  # as it lies in training
     with torch.no_grad(): chosen = encode_sparsely(x, W, b, TopK(k))
     leaves = [t.requires_grad_() for t in (W, b, D, offset)]
 

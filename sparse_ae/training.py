@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'AUTOCAST', 'MEASURED', 'STATE', 'FREE', 'Losses', 'count_active', 'encode_batch', 'decode_batch',
            'reconstruct', 'batch_losses', 'penalised', 'needs_code_alone', 'lighter', 'combine', 'Meter',
-           'TrainingDiverged', 'check_autoencoder', 'make_optimizer', 'Trainer', 'Alone', 'fit_together',
-           'train_sparse_autoencoder_with_early_stopping']
+           'TrainingDiverged', 'check_autoencoder', 'make_optimizer', 'Trainer', 'autocast_losses', 'graph_for',
+           'Alone', 'fit_together', 'train_sparse_autoencoder_with_early_stopping']
 
 # %% ../nbs/02_training.ipynb #76e84497
 import copy
@@ -59,10 +59,12 @@ def count_active(
 ) -> Tensor:     # Shape `(..., latent_dim)` in one, single precision
     "In how many samples each latent is active."
     if isinstance(z, SparseCode): return z.active()
-    if z.numel() > 2**20:  # some rows at a time, which stay in the cache
+    if z.numel() > 2**20 and z.device.type == 'cpu':  # some rows at a time: they stay in the cache
         rows = max(1, 2**19 * len(z) // z.numel())
         return sum(count_active(part) for part in z.split(rows))
-    sign = z.detach().sign()  # this is faster than z != 0 and a sum
+    # a GPU waits for the launches, a CPU is faster without z != 0
+    if z.device.type != 'cpu': return (z.detach() != 0).flatten(1).sum(0, dtype=torch.float32)
+    sign = z.detach().sign()
     if z.ndim > 2 or z.dtype != torch.float32: sign = sign.flatten(1).float()
     sign.mul_(sign)
     if sign.numel() < 2**15: return sign.sum(0)  # one core has it all
@@ -358,11 +360,13 @@ class Trainer:
         self.identity = self._identity()
 
 # %% ../nbs/02_training.ipynb #669e5c06
-def _compiled(options:dict) -> Callable:
-    "The losses through `torch.compile`; on a GPU their kernels are launched as one graph."
-    # a graph's next run overwrites the gradients of the one before: not where they add up
-    graphs = str(options['device']).startswith('cuda') and options['accumulate'] == 1
-    return torch.compile(batch_losses, mode='reduce-overhead' if graphs else None)
+def _can_be_graphed(options:dict, model:nn.Module) -> bool:
+    "On a GPU, where nothing in a step draws, asks the GPU for a number, or changes by itself."
+    choice = getattr(model, 'activation', None)  # within a whole batch: of how many entries?
+    return (torch.device(check_device(options['device'])).type == 'cuda' and
+            not tuple(options['regularizers']) and isinstance(options['sparsity_type'], str) and
+            not getattr(model, 'gradient_checkpointing', False) and
+            getattr(choice, 'by_sample', True))
 
 @patch
 def _check_options(self:Trainer, model:nn.Module) -> None:
@@ -378,7 +382,9 @@ def _check_options(self:Trainer, model:nn.Module) -> None:
         raise ValueError("sparsity_type 'l0' has a gradient only with a code activation whose "
                          f"threshold learns, as 'jumprelu'; got {activation}")
     check_choice('autocast', o['autocast'], AUTOCAST)
-    self.losses_of = _compiled(o) if check_bool('compile', o['compile']) else batch_losses
+    compiled = check_bool('compile', o['compile'])
+    self.graphed = compiled and _can_be_graphed(o, model)
+    self.losses_of = torch.compile(batch_losses) if compiled and not self.graphed else batch_losses
     self._check_lists()
     if o['checkpoint_dir'] is None:
         for name in ('resume', 'checkpoint_epochs', 'checkpoint_minutes'):
@@ -523,11 +529,75 @@ def progress(self:Trainer) -> float:
     known = self.step_fraction < 1 or self.train.in_epoch == 1
     return self.epoch + (max(0, self.train.in_epoch - 1) * self.step_fraction if known else 0.)
 
+# %% ../nbs/02_training.ipynb #graph02
+def autocast_losses(
+    t:Trainer,
+    x:Tensor,                        # Batch
+    sparsity_weight:'float|Tensor',  # Weight of the penalty
+    ramp:'float|Tensor',             # Part of it which acts
+) -> Losses:
+    "The losses of a batch, with matrix products in the trainer's format."
+    dtype = AUTOCAST[t.options['autocast']]
+    with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
+        return t.losses_of(t.model, x, t.penalty, sparsity_weight, ramp, t.terms, t.generator)
+
+class _Graph:
+    "Losses and gradients of one shape of batch, recorded to be launched as one."
+    def __init__(self, t:Trainer, x:Tensor, pool:Any):
+        precise = torch.promote_types(x.dtype, torch.float32)
+        self.x, self.numbers, self.known = x.clone(), x.new_zeros(2, dtype=precise), None
+        statistics = [(b, b.clone()) for b in t.model.buffers()]
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):  # what is made at the first time is made here
+            for _ in range(3): self._compute(t)
+        here.wait_stream(aside)
+        for b, value in statistics: b.copy_(value)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool): self.losses, self.gradients = self._compute(t)
+
+    def _compute(self, t:Trainer) -> tuple[Losses, list]:
+        before = [p.grad for p in t.parameters]
+        for p in t.parameters: p.grad = None
+        losses = autocast_losses(t, self.x, *self.numbers)
+        losses.minimised.backward()
+        gradients = [p.grad for p in t.parameters]
+        for p, g in zip(t.parameters, before): p.grad = g
+        return losses, gradients
+
+    def run(self, t:Trainer, x:Tensor) -> Losses:
+        "The losses of `x`, which are there until the next run."
+        self.x.copy_(x)
+        if self.known != (numbers := [t.sparsity_weight, t.ramp]):
+            self.numbers.copy_(torch.tensor(numbers, dtype=self.numbers.dtype))
+            self.known = numbers
+        self.graph.replay()
+        return self.losses
+
+    def add_gradients(self, t:Trainer, share:float) -> None:
+        "Give the parameters the gradients of the last run, times `share`."
+        for p, g in zip(t.parameters, self.gradients):
+            if g is None: continue
+            if share != 1: g = share*g
+            p.grad = g if p.grad is None else p.grad + g
+
+def graph_for(
+    t:Trainer,
+    x:Tensor,           # Batch
+    graphs:dict,        # Those that there are; one may be added
+) -> '_Graph|None':     # `None` if there are too many kinds of batches, or of targets
+    "The graph for batches like this one."
+    tensors = *t.model.parameters(), *t.model.buffers()
+    key = x.shape, t.target_sparsity, tuple(p.data_ptr() for p in tensors)
+    if key not in graphs and len(graphs) < 4:  # one at a time is used: they share their memory
+        graphs[key] = _Graph(t, x, next((g.graph.pool() for g in graphs.values()), None))
+    return graphs.get(key)
+
 # %% ../nbs/02_training.ipynb #7317c495
 class Alone:
     "The computations of a single trainer, on whose decoder the norm is held."
     def __init__(self, trainers:list[Trainer]):
-        self.trainer, = trainers
+        (self.trainer,), self.graphs, self.replayed = trainers, {}, None
         self.release = getattr(self.trainer.model, 'hold_norm', lambda: lambda: None)()
         self._lay(lambda W: W.mT.contiguous().mT)  # atom after atom
 
@@ -547,14 +617,14 @@ class Alone:
 
     def losses(self, batches:Sequence[Tensor]) -> list[Losses]:
         "The losses of each trainer on its batch."
-        t, (x,) = self.trainer, batches
-        dtype = AUTOCAST[t.options['autocast']]
-        with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
-            return [t.losses_of(t.model, x, t.penalty, t.sparsity_weight, t.ramp, t.terms,
-                                t.generator)]
+        t, (x,), self.replayed = self.trainer, batches, None
+        if t.graphed and torch.is_grad_enabled(): self.replayed = graph_for(t, x, self.graphs)
+        return [self.replayed.run(t, x) if self.replayed else
+                autocast_losses(t, x, t.sparsity_weight, t.ramp)]
 
     def backward(self, losses:list[Losses], share:float) -> None:
         "Add the gradients of the losses, times `share`, to those that are there."
+        if self.replayed: return self.replayed.add_gradients(self.trainer, share)
         loss = losses[0].minimised
         (loss if share == 1 else share*loss).backward()
 

@@ -94,9 +94,10 @@ def _choice() -> dict:
                        GROUPS:tl.constexpr, CANDIDATES:tl.constexpr):
         row, group = tl.program_id(0).to(tl.int64), tl.arange(0, GROUPS)
         best = tl.where(group < width, 0, -1)
-        for start in range(0, width, GROUPS):
-            x = tl.load(u + row*width + start + group, mask=start + group < width, other=-1.)
-            best = tl.maximum(best, _as_order(x))
+        for start in range(0, width, 4*GROUPS):
+            at = start + tl.arange(0, 4)[:, None]*GROUPS + group[None, :]
+            x = tl.load(u + row*width + at, mask=at < width, other=-1.)
+            best = tl.maximum(best, tl.max(_as_order(x), 0))
         keep, at = _choose(best, k, LOWEST)
         tl.store(chosen + row*k + at, group, mask=keep)
         tl.debug_barrier()
@@ -116,7 +117,8 @@ def _choice() -> dict:
         members, chosen = triton.cdiv(width, groups), u.new_empty(n, k, dtype=torch.int32)
         lowest = {torch.bfloat16: 16, torch.float16: 13}.get(u.dtype, 0)  # below it all bits are 0
         if n: largest_in_row[n,](u, chosen, values, places, width, k, members, lowest, groups,
-                                 triton.next_power_of_2(k*members))
+                                 triton.next_power_of_2(k*members),
+                                 num_warps=min(4, max(1, groups // 256)))
         return values, places
     return dict(largest=largest)
 

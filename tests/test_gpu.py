@@ -1,5 +1,6 @@
 "On a GPU: what a CPU gives, wherever the data are. Without one all of this is skipped."
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -150,16 +151,39 @@ def test_going_on_from_a_checkpoint(tmp_path):
     assert_close(went_on, wanted, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
-@pytest.mark.parametrize('kind', ['classical', 'single'])
-def test_compiled(kind, accumulate):
-    torch.manual_seed(0)
-    model = SparseAutoencoder(64, 20) if kind == 'classical' else single()
-    other = copy.deepcopy(model)
-    options = dict(sparsity_type='l1', accumulate=accumulate)
-    compiled, plain = train(model, compile=True, **options), train(other, **options)
-    for name in ('train_loss', 'val_loss', 'l0'):
-        assert_close(compiled[name], plain[name], rtol=1e-3, atol=0)
+@pytest.mark.parametrize('options', [
+    dict(), dict(accumulate=2), dict(batch_size=400), dict(clip_grad_norm=0.1),
+    dict(autocast='bfloat16'), dict(sparsity_type='hoyer'), dict(target_l0=6)])
+@pytest.mark.parametrize('make', [
+    single, partial(single, TiedWeightSparseAutoencoder), partial(SparseAutoencoder, 64, 20),
+    partial(SparseAutoencoder, 64, 20, batch_norm=True)])
+@pytest.mark.filterwarnings('ignore:target_l0')
+def test_graphs(make, options):
+    histories = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model = make()
+        if model.fixes_l0: options = {k: v for k, v in options.items() if k != 'target_l0'}
+        graphed = Trainer(model, TRAIN, VAL, 1, 1e-3, 1, device='cuda', compile=compile).graphed
+        assert graphed == compile
+        histories.append(train(model, compile=compile, **dict(sparsity_type='l1') | options))
+    rounding = 1e-2 if 'autocast' in options else 1e-4
+    for name in ('train_loss', 'val_loss', 'l0', 'sparsity_weight'):
+        assert_close(histories[1][name], histories[0][name], rtol=rounding, atol=0)
+
+
+@pytest.mark.parametrize('what', [dict(sparsity_type=lambda z: z.abs().mean()),
+                                  dict(activation=BatchTopK), dict()])
+def test_what_a_graph_would_freeze_is_compiled(what):
+    histories = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model = (single(activation=BatchTopK) if 'activation' in what else
+                 SparseAutoencoder(64, 20, gradient_checkpointing=not what))
+        options = {k: v for k, v in what.items() if k != 'activation'}
+        assert not Trainer(model, TRAIN, VAL, 1, 1e-3, 1, device='cuda', compile=compile, **options).graphed
+        histories.append(train(model, compile=compile, **options))
+    assert_close(histories[1]['val_loss'], histories[0]['val_loss'], rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
@@ -182,7 +206,7 @@ def test_divergence(compile, when):
     assert raised.value.history['epochs_trained'] == when
     assert all(p.isfinite().all() for p in model.parameters())
     model.cpu()
-    same = [torch.equal(p, before[name]) for name, p in model.state_dict().items()]
+    same = [torch.allclose(p, before[name]) for name, p in model.state_dict().items()]
     assert all(same) if when == 0 else not all(same)
 
 
