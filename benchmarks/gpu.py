@@ -1,5 +1,5 @@
 """What a top-k step costs on a GPU, against the dense floor and against the floor of its memory
-traffic, and what one of other libraries costs that are installed; prints a table. It needs a GPU.
+traffic, and what one of other libraries costs that are installed; writes gpu.md. It needs a GPU.
 All products are in bfloat16 (autocast), all weights in single precision.
 
     python benchmarks/gpu.py
@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from speed import Size, TextbookClassical, peers, step, whole_step
+from speed import HERE, Size, TextbookClassical, peers, step, whole_step
 from torch import nn
 from training import data
 
@@ -77,8 +77,8 @@ def classical(compile=False):
     "A step of 200 -> 125 -> 50, L1, all 3,200 rows at once."
     torch.manual_seed(0)
     x = data().to(DEVICE)
-    t = Trainer(SparseAutoencoder(200, 50), x, x[:2], 1, 1e-3, 1, sparsity_type='l1', batch_size=3200,
-                revive=None, verbose=0, seed=0, device=DEVICE, compile=compile)
+    t = Trainer(SparseAutoencoder(200, 50), x, x[:2], 1, 1e-3, 1, sparsity_type='l1', revive=None,
+                batch_size=3200, verbose=0, seed=0, device=DEVICE, compile=compile)
     return whole_step(t, x)
 
 
@@ -126,31 +126,46 @@ def traffic(input_dim, latent_dim, k):
     return 2*(BATCH + latent_dim)*input_dim + 4*rows + 2*latent_dim*input_dim*4*8
 
 
+def table(lines, header):
+    lines += ['', f"| {' | '.join(header)} |", '|' + '---|'*len(header)]
+    def row(*cells):
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return row
+
+
+def single_layers(row, sizes, speed):
+    "Steps of single-layer models of one of the sizes."
+    size, least = Size(*sizes[:2], BATCH, sizes[2], DEVICE), traffic(*sizes) / speed
+    here = lambda kind, **options: step(kind(size.k), size.input_dim, size.latent_dim, BATCH,
+                                        DEVICE, autocast='bfloat16', **options)
+    own = {'top-k': partial(here, TopK), 'top-k, compile=True': partial(here, TopK, compile=True),
+           'batch-top-k': partial(here, BatchTopK), 'textbook, top-k': partial(textbook, *sizes)}
+    others = {name: partial(autocast, make) for name, make in peers(size).items()}
+    for name, make in {**own, **others}.items():  # one at a time: together they may not fit
+        title = f'{name}, {size.input_dim:,} -> {size.latent_dim:,}, k = {size.k}'
+        try: ms = milliseconds({'floor': floor(*sizes[:2]), 'step': make()})
+        except Exception as error:
+            if name in own: raise
+            row(title, f'{type(error).__name__}: {str(error).partition(chr(10))[0]}', '', '')
+        else: row(title, f'{ms["step"]:.2f}', f'{ms["step"]/ms["floor"]:.3f}',
+                  f'{ms["step"]/least:.2f}')
+        torch.cuda.empty_cache()
+
+
 def main():
     if not torch.cuda.is_available(): sys.exit("benchmarks/gpu.py needs a GPU, found none")
-    print(f'{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {BATCH:,}\n')
-    print('| step | ms | / dense floor (wanted: 0.45) | / traffic floor |\n|---|---|---|---|')
+    lines = ['## How fast on a GPU', '', f'Medians of {ROUNDS} rounds of {STEPS} steps, batch {BATCH:,} '
+             f'({torch.cuda.get_device_name()}, torch {torch.__version__}). '
+             'Written by `python benchmarks/gpu.py`.']
+    row = table(lines, ('step', 'ms', '/ dense floor (wanted: 0.45)', '/ traffic floor'))
     speed = bandwidth()
-    for sizes in SIZES:
-        size = Size(*sizes[:2], BATCH, sizes[2], DEVICE)
-        least = traffic(*sizes) / speed
-        here = lambda kind, **options: step(kind(size.k), size.input_dim, size.latent_dim, BATCH,
-                                            DEVICE, autocast='bfloat16', **options)
-        makers = {'top-k': partial(here, TopK), 'top-k, compile=True': partial(here, TopK, compile=True),
-                  'batch-top-k': partial(here, BatchTopK),
-                  'textbook, top-k': partial(textbook, *sizes),
-                  **{name: partial(autocast, make) for name, make in peers(size).items()}}
-        for name, make in makers.items():  # one at a time: together they may not fit
-            print(f'| {name}, {size.input_dim:,} -> {size.latent_dim:,}, k = {size.k} | ', end='')
-            try: ms = milliseconds({'floor': floor(*sizes[:2]), 'step': make()})
-            except Exception as error: print(f'{type(error).__name__}: {error} | | |')  # a peer's
-            else: print(f'{ms["step"]:.2f} | {ms["step"]/ms["floor"]:.3f} | '
-                        f'{ms["step"]/least:.2f} |', flush=True)
-            torch.cuda.empty_cache()
-    print('\n| step, 200 -> 125 -> 50, 3,200 rows | ms | / textbook, encoding twice |\n|---|---|---|')
+    for sizes in SIZES: single_layers(row, sizes, speed)
+    row = table(lines, ('step, 200 -> 125 -> 50, 3,200 rows', 'ms', '/ textbook, encoding twice'))
     ms = milliseconds({'textbook': textbook_classical(), 'here': classical(),
                        'here, compile=True': classical(compile=True)})
-    for name, value in ms.items(): print(f'| {name} | {value:.2f} | {value/ms["textbook"]:.2f} |')
+    for name, value in ms.items(): row(name, f'{value:.2f}', f'{value/ms["textbook"]:.2f}')
+    (HERE/'gpu.md').write_text('\n'.join(lines) + '\n')
 
 
 if __name__ == '__main__': main()

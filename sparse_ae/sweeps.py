@@ -147,8 +147,9 @@ def _combine(self:Stacked, recon:Tensor, z:Tensor, sparsity_weight:Tensor, ramp:
     kind = self.trainers[0].options['sparsity_type']
     penalty = get_penalty(kind)
     if kind == 'kl': penalty = partial(penalty, target_sparsity=target)
-    penalty = lighter(self.trainers[0].model.activation, penalty)
-    return combine(recon, z, penalty(z), sparsity_weight, ramp)
+    activation = self.trainers[0].model.activation
+    return combine(recon, z, lighter(activation, penalty)(z), sparsity_weight, ramp,
+                   nonnegative=activation.nonnegative)
 
 @patch
 def backward(self:Stacked, losses:list[Losses], share:float) -> None:

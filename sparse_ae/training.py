@@ -56,17 +56,18 @@ class Losses(NamedTuple):
 
 def count_active(
     z:'Tensor|SparseCode',    # Code, shape `(batch, ..., latent_dim)`
+    nonnegative:bool=False,   # Is it known that no entry is negative?
 ) -> Tensor:     # Shape `(..., latent_dim)` in one, single precision
     "In how many samples each latent is active."
     if isinstance(z, SparseCode): return z.active()
     if z.numel() > 2**20 and z.device.type == 'cpu':  # some rows at a time: they stay in the cache
         rows = max(1, 2**19 * len(z) // z.numel())
-        return sum(count_active(part) for part in z.split(rows))
+        return sum(count_active(part, nonnegative) for part in z.split(rows))
     # a GPU waits for the launches, a CPU is faster without z != 0
     if z.device.type != 'cpu': return (z.detach() != 0).flatten(1).sum(0, dtype=torch.float32)
     sign = z.detach().sign()
     if z.ndim > 2 or z.dtype != torch.float32: sign = sign.flatten(1).float()
-    sign.mul_(sign)
+    if not nonnegative: sign.mul_(sign)
     if sign.numel() < 2**15: return sign.sum(0)  # one core has it all
     # each core wrote some rows, and sums just these: columns would come from all the cores
     part, rest = divmod(len(sign), 8)
@@ -126,7 +127,8 @@ def batch_losses(
     sparsity = lighter(activation, penalty)(penalised(model, encoded, penalty))
     recon = F.mse_loss(decode_batch(model, encoded.z, x), x)
     values = {term.name: term(model, x, encoded, generator) for term in terms}
-    return combine(recon, encoded.z, sparsity, sparsity_weight, ramp, terms, values)
+    return combine(recon, encoded.z, sparsity, sparsity_weight, ramp, terms, values,
+                   getattr(activation, 'nonnegative', False))
 
 # %% ../nbs/02_training.ipynb #splitA02
 def penalised(
@@ -167,6 +169,7 @@ def combine(
     ramp:float=1.,                        # Part of that weight which acts
     terms:Sequence=(),                    # Regularisers
     values:Mapping[str, Tensor]={},       # What they gave, by name
+    nonnegative:bool=False,               # Is no entry of the code negative?
 ) -> Losses:
     "The terms of the loss, put together."
     if not isinstance(sparsity, Tensor) or sparsity.ndim:
@@ -180,7 +183,7 @@ def combine(
     total = base + sparsity_weight*sparsity
     as_reported = isinstance(ramp, float) and ramp == 1 and all(counts for _, counts in weighted)
     minimised = total if as_reported else base + (sparsity_weight*ramp)*sparsity + extra
-    return Losses(total, recon, sparsity, z, count_active(z), minimised, values)
+    return Losses(total, recon, sparsity, z, count_active(z, nonnegative), minimised, values)
 
 # %% ../nbs/02_training.ipynb #b03c4e18
 class Meter:
@@ -364,8 +367,7 @@ def _can_be_graphed(options:dict, model:nn.Module) -> bool:
     "On a GPU, where nothing in a step draws, asks the GPU for a number, or changes by itself."
     choice = getattr(model, 'activation', None)  # within a whole batch: of how many entries?
     return (torch.device(check_device(options['device'])).type == 'cuda' and
-            not tuple(options['regularizers']) and isinstance(options['sparsity_type'], str) and
-            not getattr(model, 'gradient_checkpointing', False) and
+            not options['regularizers'] and isinstance(options['sparsity_type'], str) and
             getattr(choice, 'by_sample', True))
 
 @patch
@@ -382,10 +384,13 @@ def _check_options(self:Trainer, model:nn.Module) -> None:
         raise ValueError("sparsity_type 'l0' has a gradient only with a code activation whose "
                          f"threshold learns, as 'jumprelu'; got {activation}")
     check_choice('autocast', o['autocast'], AUTOCAST)
+    self._check_lists()
     compiled = check_bool('compile', o['compile'])
+    if compiled and getattr(model, 'gradient_checkpointing', False):
+        raise ValueError("compile must be False with gradient_checkpointing=True, which "
+                         "torch.compile does not know")
     self.graphed = compiled and _can_be_graphed(o, model)
     self.losses_of = torch.compile(batch_losses) if compiled and not self.graphed else batch_losses
-    self._check_lists()
     if o['checkpoint_dir'] is None:
         for name in ('resume', 'checkpoint_epochs', 'checkpoint_minutes'):
             if o[name]: raise ValueError(f"checkpoint_dir must be given with {name}={o[name]!r}")

@@ -167,19 +167,20 @@ def test_graphs(make, options):
         graphed = Trainer(model, TRAIN, VAL, 1, 1e-3, 1, device='cuda', compile=compile).graphed
         assert graphed == compile
         histories.append(train(model, compile=compile, **dict(sparsity_type='l1') | options))
-    rounding = 1e-2 if 'autocast' in options else 1e-4
+    # Hoyer's gradient is large where codes are small
+    rounding = 1e-2 if 'autocast' in options else 1e-3 if options.get('sparsity_type') else 1e-4
     for name in ('train_loss', 'val_loss', 'l0', 'sparsity_weight'):
         assert_close(histories[1][name], histories[0][name], rtol=rounding, atol=0)
 
 
 @pytest.mark.parametrize('what', [dict(sparsity_type=lambda z: z.abs().mean()),
-                                  dict(activation=BatchTopK), dict()])
+                                  dict(activation=BatchTopK)])
 def test_what_a_graph_would_freeze_is_compiled(what):
     histories = []
     for compile in (False, True):
         torch.manual_seed(0)
         model = (single(activation=BatchTopK) if 'activation' in what else
-                 SparseAutoencoder(64, 20, gradient_checkpointing=not what))
+                 SparseAutoencoder(64, 20))
         options = {k: v for k, v in what.items() if k != 'activation'}
         assert not Trainer(model, TRAIN, VAL, 1, 1e-3, 1, device='cuda', compile=compile, **options).graphed
         histories.append(train(model, compile=compile, **options))

@@ -162,6 +162,15 @@ def test_multiple_chunks_are_one_code():
     assert_close(model.decode(code), model.decode(code.dense()))
 
 
+@pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
+@pytest.mark.parametrize('norm', ['row', 'atom', None])
+def test_evaluation_changes_no_weight(cls, norm):
+    model = cls(10, 50, hidden_dims=(), activation=TopK(4), decoder_norm=norm)
+    before = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad(): model(torch.randn(20, 10))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
+
+
 def test_an_empty_batch():
     model = SparseAutoencoder(4, 9, hidden_dims=(), activation=TopK(2))
     with torch.no_grad(): assert model(torch.zeros(0, 4)).shape == (0, 4)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from sparse_ae import SparseAutoencoder, TrainingDiverged, evaluate_sparse_autoencoder
 from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
 from sparse_ae.activations import TopK
+from sparse_ae.callbacks import Callback
 
 
 def train(train_data, val_data, **kwargs):
@@ -125,6 +126,34 @@ def test_training_again_goes_on_from_the_weights(split):
     model, first = train(*split)
     again = fit(model, *split, num_epochs=3, learning_rate=1e-3, patience=3, seed=0, verbose=0)
     assert again['train_loss'][0] < first['train_loss'][0]
+
+
+def test_a_gradient_of_a_time_before_does_not_count(split):
+    fresh, _ = train(*split)
+    torch.manual_seed(0)
+    model = SparseAutoencoder(64, 10)
+    (100*model(split[0])).sum().backward()
+    fit(model, *split, 3, 1e-3, 3, seed=0, verbose=0)
+    assert same(model, fresh)
+
+
+@pytest.mark.parametrize('k', [4, 8])
+def test_atoms_side_by_side_in_training_only(split, tmp_path, k):
+    "Neither a model nor its checkpoint shows how its decoder lay; going on gives the same bits."
+    def run(epochs, folder):
+        torch.manual_seed(0)
+        model, lay = SparseAutoencoder(64, 200, hidden_dims=(), activation=TopK(k), decoder_norm='atom'), []
+        class Look(Callback):
+            def after_step(self, trainer):
+                state = trainer.optimizer.state[model.decoder_mat_1]
+                lay.append([t.stride() for t in (model.decoder_mat_1, state['exp_avg'], state['exp_avg_sq'])])
+        fit(model, *split, epochs, 1e-3, 9, sparsity_type='none', seed=0, verbose=0,
+            checkpoint_dir=tmp_path/folder, resume=True, callbacks=[Look()])
+        assert all(strides == [(1, 64)]*3 for strides in lay) and lay
+        assert all(p.is_contiguous() for p in model.parameters())
+        return model
+    run(2, 'parts')
+    assert same(run(4, 'parts'), run(4, 'whole'))
 
 
 def test_frozen_parameters_stay(split):
