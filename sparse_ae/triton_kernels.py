@@ -7,7 +7,9 @@ __all__ = ['WIDEST', 'triton_kernels', 'kernels_for_rows']
 
 # %% ../nbs/28_triton_kernels.ipynb #8a690dde
 import os
+from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +17,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/28_triton_kernels.ipynb #9fae4211
-@cache
-def _products() -> dict:
-    "The two products as functions of tensors."
+def _sums_of_rows() -> Callable:
     import triton
     import triton.language as tl
 
@@ -35,6 +35,20 @@ def _products() -> dict:
             total += tl.sum(value[:, None] * part.to(tl.float32), 0)
         tl.store(out + row*width + columns, total.to(out.dtype.element_ty), mask=inside)
 
+    def sums_of_rows(values, rows, starts, matrix, dtype):
+        matrix, width = matrix.contiguous(), matrix.shape[1]
+        out = matrix.new_empty(len(starts) - 1, width, dtype=dtype)
+        block = min(1024, triton.next_power_of_2(width))
+        sums[len(out), triton.cdiv(width, block)](values, rows, starts, matrix, out, width, block,
+                                                  num_warps=max(1, block // 256))
+        return out
+    return sums_of_rows
+
+# %% ../nbs/28_triton_kernels.ipynb #products1
+def _products_of_rows() -> Callable:
+    import triton
+    import triton.language as tl
+
     @triton.jit
     def products(rows, starts, a, b, out, width, BLOCK:tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
@@ -50,25 +64,15 @@ def _products() -> dict:
                 total += tl.sum(of_a.to(tl.float32)[None, :] * of_b.to(tl.float32), 1)
             tl.store(out + e, total.to(out.dtype.element_ty), mask=e < end)
 
-    def sums_of_rows(values, rows, starts, matrix, dtype):
-        matrix, width = matrix.contiguous(), matrix.shape[1]
-        out = matrix.new_empty(len(starts) - 1, width, dtype=dtype)
-        block = min(1024, triton.next_power_of_2(width))
-        sums[len(out), triton.cdiv(width, block)](values, rows, starts, matrix, out, width, block,
-                                                  num_warps=max(1, block // 256))
-        return out
-
     def products_of_rows(rows, starts, a, b):
         a, b, width = a.contiguous(), b.contiguous(), a.shape[1]
         out, block = a.new_empty(len(rows)), min(256, triton.next_power_of_2(width))
         products[len(a), 2](rows, starts, a, b, out, width, block)
         return out
-    return dict(sums_of_rows=sums_of_rows, products_of_rows=products_of_rows)
+    return products_of_rows
 
 # %% ../nbs/28_triton_kernels.ipynb #select02
-@cache
-def _choice() -> dict:
-    "The largest entries of rows."
+def _make_choice() -> None:
     import triton
     import triton.language as tl
     global _as_order, _choose  # where kernels find what they call, also interpreted ones
@@ -88,6 +92,12 @@ def _choice() -> dict:
         room, n_equal = k - tl.sum(above, 0), tl.cumsum(equal, 0)
         keep = (above > 0) | ((equal > 0) & (n_equal <= room))
         return keep, tl.cumsum(above, 0) + tl.minimum(n_equal, room) - 1
+
+# %% ../nbs/28_triton_kernels.ipynb #select03
+def _largest() -> Callable:
+    import triton
+    import triton.language as tl
+    _make_choice()
 
     @triton.jit
     def largest_in_row(u, chosen, values, places, width, k, members, LOWEST:tl.constexpr,
@@ -120,14 +130,12 @@ def _choice() -> dict:
                                  triton.next_power_of_2(k*members),
                                  num_warps=min(4, max(1, groups // 256)))
         return values, places
-    return dict(largest=largest)
+    return largest
 
 # %% ../nbs/28_triton_kernels.ipynb #unit02
 WIDEST = 16_384  # row that a program can hold
 
-@cache
-def _unit_norm() -> dict:
-    "Rows of norm 1, and gradients along which they stay so."
+def _unit_norm() -> tuple[Callable, Callable]:
     import triton
     import triton.language as tl
 
@@ -159,7 +167,7 @@ def _unit_norm() -> dict:
         out = torch.empty_like(W)
         tangent[len(W),](g.contiguous(), W, out, W.shape[1], **size(W.shape[1]))
         return out
-    return dict(unit_rows_=unit_rows_, tangents=tangents)
+    return unit_rows_, tangents
 
 # %% ../nbs/28_triton_kernels.ipynb #fun02
 def triton_kernels(
@@ -175,8 +183,10 @@ def triton_kernels(
 
 @cache
 def _all_kernels() -> Any:
-    try: return SimpleNamespace(**_products(), **_choice(), **_unit_norm())
-    except ImportError: return None
+    if find_spec('triton') is None: return None
+    unit_rows_, tangents = _unit_norm()
+    return SimpleNamespace(sums_of_rows=_sums_of_rows(), products_of_rows=_products_of_rows(),
+                           largest=_largest(), unit_rows_=unit_rows_, tangents=tangents)
 
 def kernels_for_rows(
     W:Tensor,    # Matrix, of which a program shall hold a row
