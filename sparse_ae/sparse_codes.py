@@ -34,7 +34,8 @@ def largest(
     """The `k` largest entries of each row of `max(0, u)`, sooner than `torch.topk`; where fewer are
     positive, any others."""
     if fast := triton_kernels(u):
-        return tuple(t.unflatten(0, u.shape[:-1]) for t in fast.largest(u.flatten(0, -2), k))
+        found = fast.largest(u.reshape(-1, u.shape[-1]), k)
+        return tuple(t.reshape(*u.shape[:-1], k) for t in found)
     n = u.shape[-1]
     size = 8 if n >= 256*k else 4   # of a block
     blocks = n // size

@@ -36,7 +36,7 @@ def _sums_of_rows() -> Callable:
         tl.store(out + row*width + columns, total.to(out.dtype.element_ty), mask=inside)
 
     def sums_of_rows(values, rows, starts, matrix, dtype):
-        matrix, width = matrix.contiguous(), matrix.shape[1]
+        values, matrix, width = values.contiguous(), matrix.contiguous(), matrix.shape[1]
         out = matrix.new_empty(len(starts) - 1, width, dtype=dtype)
         block = min(1024, triton.next_power_of_2(width))
         sums[len(out), triton.cdiv(width, block)](values, rows, starts, matrix, out, width, block,
