@@ -119,9 +119,10 @@ def bandwidth():
 
 
 def traffic(input_dim, latent_dim, k):
-    """Bytes that a step cannot but move: matrices read in bfloat16 by the product, the decoder's
-    rows of the entries (three times: decoding, their products, and the sums of two gradients),
-    weights, gradients and Adam's state in single precision."""
+    """Bytes that a step moves if each part of it reads and writes what it needs once: matrices in
+    bfloat16 for the product, rows of the entries (four times: decoding, their products, and the
+    sums of two gradients), weights, gradients and Adam's state in single precision. Not counted is
+    the pre-activation, and what a cache spares."""
     rows = 2*BATCH*k*input_dim
     return 2*(BATCH + latent_dim)*input_dim + 4*rows + 2*latent_dim*input_dim*4*8
 

@@ -92,6 +92,7 @@ class Checkpoint(Callback):
         self.last, self.cost = time.monotonic(), 0.
 
     def _write(self, trainer):
+        if not trainer.meter.read(): return  # training has diverged, and the file is from before
         start = time.monotonic()
         write_state(self.path, trainer.state_dict())
         self.last = time.monotonic()

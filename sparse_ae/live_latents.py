@@ -186,7 +186,8 @@ class DeadLatents(Callback):
     def after_loss(self, trainer):
         if not trainer.model.training: return
         active = trainer.losses.active.detach()
-        self.active = active.clone() if self.active is None else self.active.add_(active)
+        if self.active is None: self.active = active.clone()
+        else: self.active = self.active.to(active.device).add_(active)  # may be of a checkpoint
         self.seen += len(trainer.losses.code)
 
     def dead(self) -> 'Tensor|None':
@@ -360,6 +361,7 @@ class AuxiliaryLoss(DeadLatents):
     def __call__(self, model:nn.Module, x:Tensor, encoded:Encoded, generator:Any=None) -> Tensor:
         "Error of the reconstruction with the most excited dead latents added."
         if self.mask is None or not model.training or not self.mask.any(): return x.new_zeros(())
+        self.mask = self.mask.to(x.device)  # may come from a checkpoint
         excited = F.relu(encoded.pre - encoded.pre.detach().mean(0)).masked_fill(~self.mask, 0)
         best = excited.topk(min(self.k or max(1, x.shape[-1] // 2), int(self.mask.sum())), -1)
         help_of_dead = torch.zeros_like(excited).scatter(-1, best.indices, best.values)

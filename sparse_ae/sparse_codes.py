@@ -33,7 +33,8 @@ def largest(
 ) -> tuple[Tensor, Tensor]:  # Values and places, both `(..., k)`, in no order
     """The `k` largest entries of each row of `max(0, u)`, sooner than `torch.topk`; where fewer are
     positive, any others."""
-    if fast := triton_kernels(u):
+    if k > u.shape[-1]: raise ValueError(f"k must be at most {u.shape[-1]}, got {k}")
+    if (fast := triton_kernels(u)) and u.shape[-1]*k <= 2**24:
         found = fast.largest(u.reshape(-1, u.shape[-1]), k)
         return tuple(t.reshape(*u.shape[:-1], k) for t in found)
     n = u.shape[-1]
@@ -54,7 +55,8 @@ def largest(
 def _kth_largest(u:Tensor, k:int) -> Tensor:
     "The `k`-th largest number; a GPU finds the others with it, on all its cores."
     if u.device.type == 'cpu': return u.kthvalue(len(u) - k + 1).values
-    return u.topk(k, sorted=False).values.min()
+    found = u.topk(k, sorted=False).values  # NaN are the largest
+    return found.nan_to_num(torch.inf, torch.inf, -torch.inf).min()
 
 def largest_of_all(
     u:Tensor,    # Shape `(n,)`
@@ -72,6 +74,8 @@ def largest_of_all(
         if len(candidates) < k: candidates = None
     among = u if candidates is None else u[candidates]
     threshold = _kth_largest(among, k)
+    if not threshold < torch.inf:  # k are no numbers, or infinite: all are as large
+        among, threshold = among.nan_to_num(torch.inf, torch.inf, -torch.inf), torch.inf
     keep = (among < threshold).logical_not_()
     if (surplus := int(keep.sum()) - k) > 0:
         keep[(among == threshold).nonzero()[-surplus:, 0]] = False

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'AUTOCAST', 'MEASURED', 'STATE', 'FREE', 'Losses', 'count_active', 'encode_batch', 'decode_batch',
            'reconstruct', 'batch_losses', 'penalised', 'needs_code_alone', 'lighter', 'combine', 'Meter',
-           'TrainingDiverged', 'check_autoencoder', 'make_optimizer', 'Trainer', 'autocast_losses', 'graph_for',
-           'Alone', 'fit_together', 'train_sparse_autoencoder_with_early_stopping']
+           'TrainingDiverged', 'check_autoencoder', 'make_optimizer', 'Trainer', 'can_be_graphed', 'autocast_losses',
+           'graph_for', 'Alone', 'fit_together', 'train_sparse_autoencoder_with_early_stopping']
 
 # %% ../nbs/02_training.ipynb #76e84497
 import copy
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,13 +25,14 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from .activations import CodeActivation
+from .activations import CodeActivation, ReLU, TopK
 from .batches import Batches
 from .callbacks import (EVENTS, Callback, ClipGradients, EarlyStopping,
                                  LearningRateSchedule, ProgressBar)
 from .checkpoints import Checkpoint, read_state
 from .checks import (check_bool, check_choice, check_device, check_int, check_not_negative,
                               check_positive)
+from .encoders import Linear
 from .initialisation import StartFromData, data_scale
 from .live_latents import SparsityTarget, SparsityWarmup, reviver
 from .losses import (get_penalty, l1_sparsity_loss, mean_activation,
@@ -204,7 +206,8 @@ class Meter:
         n = len(losses.code)
         # single precision counts up to 2**24
         active = losses.active if self.n + 2*n <= 2**24 else losses.active.double()
-        self.active = active.clone() if self.active is None else self.active + active
+        if self.active is None: self.active = active.clone()
+        else: self.active = self.active.to(active.device) + active  # may come from a checkpoint
         if losses.total.device.type != 'cuda': return self._count(n, [v.item() for v in values])
         self.read()
         values, told = torch.stack(values).detach().to('cpu', non_blocking=True), torch.cuda.Event()
@@ -334,7 +337,7 @@ class Trainer:
         lr_warmup:float=0.,               # Epochs of linear warm-up
         clip_grad_norm:'float|None'=None,  # Largest L2 norm of the gradient; `None`: as it comes
         autocast:'str|None'=None,         # 'bfloat16': matrix products in it; `None`: model's dtype
-        compile:bool=False,               # Run the losses through `torch.compile`
+        compile:bool=False,               # A CUDA graph where that can be, else `torch.compile`
         sparsity_warmup:'float|None'=None,  # Epochs; `None`: 30 % of them for Hoyer, else 0
         target_l0:'float|None'=None,      # Adjust the weight until this many latents are active
         target_sparsity_level:'float|None'=None,  # Or until this share of activations is below 0.01
@@ -363,13 +366,6 @@ class Trainer:
         self.identity = self._identity()
 
 # %% ../nbs/02_training.ipynb #669e5c06
-def _can_be_graphed(options:dict, model:nn.Module) -> bool:
-    "On a GPU, where nothing in a step draws, asks the GPU for a number, or changes by itself."
-    choice = getattr(model, 'activation', None)  # within a whole batch: of how many entries?
-    return (torch.device(check_device(options['device'])).type == 'cuda' and
-            not options['regularizers'] and isinstance(options['sparsity_type'], str) and
-            getattr(choice, 'by_sample', True))
-
 @patch
 def _check_options(self:Trainer, model:nn.Module) -> None:
     "Raise the error that says what is wrong with the arguments."
@@ -385,12 +381,9 @@ def _check_options(self:Trainer, model:nn.Module) -> None:
                          f"threshold learns, as 'jumprelu'; got {activation}")
     check_choice('autocast', o['autocast'], AUTOCAST)
     self._check_lists()
-    compiled = check_bool('compile', o['compile'])
-    if compiled and getattr(model, 'gradient_checkpointing', False):
+    if check_bool('compile', o['compile']) and getattr(model, 'gradient_checkpointing', False):
         raise ValueError("compile must be False with gradient_checkpointing=True, which "
                          "torch.compile does not know")
-    self.graphed = compiled and _can_be_graphed(o, model)
-    self.losses_of = torch.compile(batch_losses) if compiled and not self.graphed else batch_losses
     if o['checkpoint_dir'] is None:
         for name in ('resume', 'checkpoint_epochs', 'checkpoint_minutes'):
             if o[name]: raise ValueError(f"checkpoint_dir must be given with {name}={o[name]!r}")
@@ -535,22 +528,34 @@ def progress(self:Trainer) -> float:
     return self.epoch + (max(0, self.train.in_epoch - 1) * self.step_fraction if known else 0.)
 
 # %% ../nbs/02_training.ipynb #graph02
+def can_be_graphed(
+    t:Trainer,
+) -> bool:
+    "On a GPU, where nothing in a step draws, asks the GPU for a number, or changes by itself."
+    model = t.model
+    return (isinstance(model, BaseSparseAutoencoder) and model.device.type == 'cuda' and
+            isinstance(model.encoder, Linear) and type(model.activation) in (ReLU, TopK) and
+            isinstance(t.options['sparsity_type'], str) and not t.terms)
+
 def autocast_losses(
     t:Trainer,
+    losses_of:Callable,              # As `batch_losses`
     x:Tensor,                        # Batch
-    sparsity_weight:'float|Tensor',  # Weight of the penalty
-    ramp:'float|Tensor',             # Part of it which acts
+    penalty:Callable[[Tensor], Tensor],   # Function of the code
+    sparsity_weight:'float|Tensor',  # Its weight
+    ramp:'float|Tensor',             # Part of that weight which acts
 ) -> Losses:
     "The losses of a batch, with matrix products in the trainer's format."
     dtype = AUTOCAST[t.options['autocast']]
     with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
-        return t.losses_of(t.model, x, t.penalty, sparsity_weight, ramp, t.terms, t.generator)
+        return losses_of(t.model, x, penalty, sparsity_weight, ramp, t.terms, t.generator)
 
 class _Graph:
     "Losses and gradients of one shape of batch, recorded to be launched as one."
     def __init__(self, t:Trainer, x:Tensor, pool:Any):
         precise = torch.promote_types(x.dtype, torch.float32)
-        self.x, self.numbers, self.known = x.clone(), x.new_zeros(2, dtype=precise), None
+        self.x, self.numbers, self.known = x.clone(), x.new_ones(3, dtype=precise), None
+        self._tell(t)
         statistics = [(b, b.clone()) for b in t.model.buffers()]
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
@@ -564,18 +569,26 @@ class _Graph:
     def _compute(self, t:Trainer) -> tuple[Losses, list]:
         before = [p.grad for p in t.parameters]
         for p in t.parameters: p.grad = None
-        losses = autocast_losses(t, self.x, *self.numbers)
+        weight, ramp, target = self.numbers
+        penalty = t.penalty
+        if t.options['sparsity_type'] == 'kl':  # its target may move
+            penalty = partial(get_penalty('kl'), target_sparsity=target)
+        losses = autocast_losses(t, batch_losses, self.x, penalty, weight, ramp)
         losses.minimised.backward()
         gradients = [p.grad for p in t.parameters]
         for p, g in zip(t.parameters, before): p.grad = g
         return losses, gradients
 
+    def _tell(self, t:Trainer) -> None:
+        numbers = [t.sparsity_weight, t.ramp, t.target_sparsity]
+        if self.known == numbers: return
+        self.numbers.copy_(torch.tensor(numbers, dtype=self.numbers.dtype))
+        self.known = numbers
+
     def run(self, t:Trainer, x:Tensor) -> Losses:
         "The losses of `x`, which are there until the next run."
         self.x.copy_(x)
-        if self.known != (numbers := [t.sparsity_weight, t.ramp]):
-            self.numbers.copy_(torch.tensor(numbers, dtype=self.numbers.dtype))
-            self.known = numbers
+        self._tell(t)
         self.graph.replay()
         return self.losses
 
@@ -590,10 +603,10 @@ def graph_for(
     t:Trainer,
     x:Tensor,           # Batch
     graphs:dict,        # Those that there are; one may be added
-) -> '_Graph|None':     # `None` if there are too many kinds of batches, or of targets
+) -> '_Graph|None':     # `None` if there are four already, none of them for this shape
     "The graph for batches like this one."
     tensors = *t.model.parameters(), *t.model.buffers()
-    key = x.shape, t.target_sparsity, tuple(p.data_ptr() for p in tensors)
+    key = x.shape, tuple(p.data_ptr() for p in tensors)
     if key not in graphs and len(graphs) < 4:  # one at a time is used: they share their memory
         graphs[key] = _Graph(t, x, next((g.graph.pool() for g in graphs.values()), None))
     return graphs.get(key)
@@ -602,8 +615,11 @@ def graph_for(
 class Alone:
     "The computations of a single trainer, on whose decoder the norm is held."
     def __init__(self, trainers:list[Trainer]):
-        (self.trainer,), self.graphs, self.replayed = trainers, {}, None
-        self.release = getattr(self.trainer.model, 'hold_norm', lambda: lambda: None)()
+        (t,), self.graphs, self.replayed = trainers, {}, None
+        self.trainer, self.graphed = t, t.options['compile'] and can_be_graphed(t)
+        compiled = t.options['compile'] and not self.graphed
+        self.losses_of = torch.compile(batch_losses) if compiled else batch_losses
+        self.release = getattr(t.model, 'hold_norm', lambda: lambda: None)()
         self._lay(lambda W: W.mT.contiguous().mT)  # atom after atom
 
     def close(self) -> None:
@@ -615,6 +631,7 @@ class Alone:
         "Change how a decoder of which a step reads single atoms lies in memory, and its moments."
         t = self.trainer
         if not getattr(t.model, 'has_sparse_path', False) or t.model.tied: return
+        if callable(t.options['optimizer']): return  # one's own may want to flatten the weights
         D = t.model.decoder_mat_1
         D.data, state = lay(D.data), t.optimizer.state.get(D, {})
         state.update({name: lay(value) for name, value in state.items()
@@ -623,9 +640,10 @@ class Alone:
     def losses(self, batches:Sequence[Tensor]) -> list[Losses]:
         "The losses of each trainer on its batch."
         t, (x,), self.replayed = self.trainer, batches, None
-        if t.graphed and torch.is_grad_enabled(): self.replayed = graph_for(t, x, self.graphs)
+        if self.graphed and torch.is_grad_enabled() and not t.terms:
+            self.replayed = graph_for(t, x, self.graphs)
         return [self.replayed.run(t, x) if self.replayed else
-                autocast_losses(t, x, t.sparsity_weight, t.ramp)]
+                autocast_losses(t, self.losses_of, x, t.penalty, t.sparsity_weight, t.ramp)]
 
     def backward(self, losses:list[Losses], share:float) -> None:
         "Add the gradients of the losses, times `share`, to those that are there."
@@ -655,7 +673,8 @@ def fit_together(
     for t in trainers:
         t.begin()
         for p in t.parameters: p.grad = None  # of a time before
-    with _in_unit_of_data(trainers): _fit(trainers, computation)
+    with torch.cuda.device_of(trainers[0].parameters[0]), _in_unit_of_data(trainers):
+        _fit(trainers, computation)
 
 @contextmanager
 def _in_unit_of_data(trainers:Sequence[Trainer]) -> Iterator[None]:

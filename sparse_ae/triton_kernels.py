@@ -7,6 +7,7 @@ __all__ = ['WIDEST', 'triton_kernels', 'kernels_for_rows']
 
 # %% ../nbs/28_triton_kernels.ipynb #8a690dde
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -128,7 +129,8 @@ def _largest() -> Callable:
         lowest = {torch.bfloat16: 16, torch.float16: 13}.get(u.dtype, 0)  # below it all bits are 0
         if n: largest_in_row[n,](u, chosen, values, places, width, k, members, lowest, groups,
                                  triton.next_power_of_2(k*members),
-                                 num_warps=min(4, max(1, groups // 256)))
+                                 num_warps=1 if groups < 512 else 2 if groups < 1024 else
+                                 4 if groups < 4096 else 8)
         return values, places
     return largest
 
@@ -179,14 +181,28 @@ def triton_kernels(
     if torch.compiler.is_compiling(): return None
     try: tensor.data_ptr()
     except RuntimeError: return None  # one of torch.func's, without memory of its own
-    return _all_kernels()
+    return _all_kernels(tensor.device)
 
 @cache
-def _all_kernels() -> Any:
+def _all_kernels(device:torch.device) -> Any:
+    "The kernels on one device; `None` if a first one cannot be made there."
     if find_spec('triton') is None: return None
     unit_rows_, tangents = _unit_norm()
-    return SimpleNamespace(sums_of_rows=_sums_of_rows(), products_of_rows=_products_of_rows(),
-                           largest=_largest(), unit_rows_=unit_rows_, tangents=tangents)
+    first = torch.ones(1, 1, device=device)
+    try: _on_its_device(unit_rows_)(first)
+    except Exception as error:  # no compiler, or a GPU that Triton does not know
+        warnings.warn(f"Triton cannot be used on {device}, and PyTorch's slower operations are: "
+                      f"{error}", stacklevel=5)
+        return None
+    found = dict(sums_of_rows=_sums_of_rows(), products_of_rows=_products_of_rows(),
+                 largest=_largest(), unit_rows_=unit_rows_, tangents=tangents)
+    return SimpleNamespace(**{name: _on_its_device(kernel) for name, kernel in found.items()})
+
+def _on_its_device(kernel:Callable) -> Callable:
+    "Triton launches on the current GPU, which may be another one."
+    def run(*args):
+        with torch.cuda.device_of(args[0]): return kernel(*args)
+    return run
 
 def kernels_for_rows(
     W:Tensor,    # Matrix, of which a program shall hold a row

@@ -11,9 +11,10 @@ from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder
                        evaluate_sparse_autoencoder, sweep,
                        train_sparse_autoencoder_with_early_stopping)
 from sparse_ae.callbacks import Callback
+from sparse_ae.live_latents import Resample
 from sparse_ae.models import BaseSparseAutoencoder
 from sparse_ae.sparse_codes import largest, largest_of_all
-from sparse_ae.training import Trainer, TrainingDiverged
+from sparse_ae.training import Trainer, TrainingDiverged, _Graph
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 X = digits()
@@ -48,6 +49,9 @@ def test_the_largest_of_rows(shape, k, dtype):
 @pytest.mark.parametrize('n, k', [(500_000, 25_000), (500_000, 400_000), (50, 3), (50, 50)])
 def test_the_largest_of_all(n, k):
     u = torch.randn(n, generator=torch.Generator().manual_seed(1))
+    bad = u.where(u < 2.9, torch.nan).cuda()
+    places = largest_of_all(bad, k)
+    assert len(places) == k and bad[places].isnan().sum() == min(k, bad.isnan().sum())
     for u in (u, u.round(), torch.zeros(n)):
         in_order = u.sort(descending=True, stable=True).indices[:k].sort().values
         assert torch.equal(largest_of_all(u.cuda(), k).cpu(), in_order)
@@ -109,8 +113,9 @@ def test_fast_and_plain_path_end_alike(activation, monkeypatch):
 
 
 def test_products_in_bfloat16():
-    fast = train(single(), autocast='bfloat16')
-    assert_close(fast['val_loss'], train(single())['val_loss'], rtol=0.05, atol=0)
+    fast, precise = train(single(), autocast='bfloat16'), train(single())
+    assert fast['val_loss'] != precise['val_loss']
+    assert_close(fast['val_loss'], precise['val_loss'], rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize('kind', ['l1', 'kl', 'hoyer'])
@@ -141,6 +146,20 @@ def test_the_decoder_is_left_as_it_was():
     assert all(p.is_contiguous() for p in model.parameters())
 
 
+def test_going_on_within_an_epoch_and_a_window(tmp_path):
+    class Stop(Exception): pass
+    class Break(Callback):
+        def after_step(self, trainer):
+            if trainer.step == 9: raise Stop
+    options = dict(checkpoint_minutes=1e-9, revive=Resample(window=2000))
+    wanted = train(single(), **options, checkpoint_dir=tmp_path/'whole')['train_loss']
+    options['revive'] = Resample(window=2000)
+    with pytest.raises(Stop): train(single(), **options, checkpoint_dir=tmp_path/'parts', callbacks=[Break()])
+    options['revive'] = Resample(window=2000)
+    went_on = train(single(), **options, checkpoint_dir=tmp_path/'parts', resume=True)['train_loss']
+    assert_close(went_on, wanted, rtol=1e-5, atol=0)
+
+
 def test_going_on_from_a_checkpoint(tmp_path):
     whole, parts = single(), single()
     wanted = train(whole, checkpoint_dir=tmp_path/'whole')['train_loss']
@@ -151,39 +170,68 @@ def test_going_on_from_a_checkpoint(tmp_path):
     assert_close(went_on, wanted, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize('options', [
-    dict(), dict(accumulate=2), dict(batch_size=400), dict(clip_grad_norm=0.1),
-    dict(autocast='bfloat16'), dict(sparsity_type='hoyer'), dict(target_l0=6)])
+@pytest.fixture
+def runs(monkeypatch):
+    "The graphs that were run, in order."
+    seen, run = [], _Graph.run
+    monkeypatch.setattr(_Graph, 'run', lambda self, t, x: seen.append(self) or run(self, t, x))
+    return seen
+
+
+@pytest.mark.parametrize('options, graphs', [
+    (dict(), 1), (dict(batch_size=400), 2), (dict(accumulate=2), 1), (dict(clip_grad_norm=0.1), 1),
+    (dict(batch_size=400, accumulate=3), 2), (dict(autocast='bfloat16'), 1),
+    (dict(sparsity_type='hoyer'), 1), (dict(target_l0=6), 1),
+    (dict(sparsity_type='kl', target_l0=6), 1)])
 @pytest.mark.parametrize('make', [
     single, partial(single, TiedWeightSparseAutoencoder), partial(SparseAutoencoder, 64, 20),
     partial(SparseAutoencoder, 64, 20, batch_norm=True)])
 @pytest.mark.filterwarnings('ignore:target_l0')
-def test_graphs(make, options):
-    histories = []
+def test_graphs(make, options, graphs, runs):
+    histories, data = [], TRAIN[:1499] if 'batch_size' in options else TRAIN
     for compile in (False, True):
         torch.manual_seed(0)
         model = make()
         if model.fixes_l0: options = {k: v for k, v in options.items() if k != 'target_l0'}
-        graphed = Trainer(model, TRAIN, VAL, 1, 1e-3, 1, device='cuda', compile=compile).graphed
-        assert graphed == compile
-        histories.append(train(model, compile=compile, **dict(sparsity_type='l1') | options))
+        assert not runs
+        histories.append(train(model, 'cuda', data, compile=compile,
+                               **dict(sparsity_type='l1') | options))
+    assert len(set(runs)) == graphs and len(runs) >= 15
     # Hoyer's gradient is large where codes are small
     rounding = 1e-2 if 'autocast' in options else 1e-3 if options.get('sparsity_type') else 1e-4
     for name in ('train_loss', 'val_loss', 'l0', 'sparsity_weight'):
         assert_close(histories[1][name], histories[0][name], rtol=rounding, atol=0)
 
 
-@pytest.mark.parametrize('what', [dict(sparsity_type=lambda z: z.abs().mean()),
-                                  dict(activation=BatchTopK)])
-def test_what_a_graph_would_freeze_is_compiled(what):
+def test_a_graph_is_recorded_anew_where_weights_moved(runs):
+    class Move(Callback):
+        def before_epoch(self, trainer):
+            if trainer.epoch == 2: p.data = p.data.clone()
+    model, other = single(), single()
+    p = model.encoder_mat_1
+    moved, plain = train(model, compile=True, callbacks=[Move()]), train(other)
+    assert len(set(runs)) == 2
+    assert_close(moved['train_loss'], plain['train_loss'], rtol=1e-4, atol=0)
+
+
+class Foreign(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = SparseAutoencoder(64, 20)
+    def encode(self, x): return self.inside.encode(x)
+    def decode(self, z): return self.inside.decode(z)
+
+
+@pytest.mark.parametrize('make, options', [
+    (partial(SparseAutoencoder, 64, 20), dict(sparsity_type=lambda z: z.abs().mean())),
+    (partial(SparseAutoencoder, 64, 20), dict(revive='auxiliary')), (Foreign, dict()),
+    (partial(single, activation=BatchTopK), dict())])
+def test_what_a_graph_would_freeze_is_compiled(make, options, runs):
     histories = []
     for compile in (False, True):
         torch.manual_seed(0)
-        model = (single(activation=BatchTopK) if 'activation' in what else
-                 SparseAutoencoder(64, 20))
-        options = {k: v for k, v in what.items() if k != 'activation'}
-        assert not Trainer(model, TRAIN, VAL, 1, 1e-3, 1, device='cuda', compile=compile, **options).graphed
-        histories.append(train(model, compile=compile, **options))
+        histories.append(train(make().eval(), compile=compile, **options))
+    assert not runs
     assert_close(histories[1]['val_loss'], histories[0]['val_loss'], rtol=1e-2, atol=0)
 
 

@@ -102,6 +102,21 @@ def test_what_is_no_number_is_not_left_out(activation, training, bad, latent_dim
     assert not model.decode(model.encode_sparse(x)).isfinite().all()
 
 
+@pytest.mark.parametrize('n, k', [(500, 20), (500_000, 25_000)])
+@pytest.mark.parametrize('bad', [1, 30_000])
+def test_what_is_no_number_is_among_the_largest(n, k, bad):
+    torch.manual_seed(0)
+    u = torch.randn(n)
+    u[:bad] = torch.nan
+    places = largest_of_all(u, k)
+    assert len(places) == k and (places.diff() > 0).all()
+    assert u[places].isnan().sum() == min(bad, n, k)
+
+
+def test_more_than_there_are():
+    with pytest.raises(ValueError, match='k must be at most 5, got 6'): largest(torch.ones(2, 5), 6)
+
+
 def test_largest_where_the_sample_misleads():
     "Every 17th entry is small, so that the candidates are too many; or large: too few."
     u = torch.arange(200_000.)

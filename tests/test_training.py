@@ -156,6 +156,16 @@ def test_atoms_side_by_side_in_training_only(split, tmp_path, k):
     assert same(run(4, 'parts'), run(4, 'whole'))
 
 
+def test_an_optimiser_of_ones_own_can_flatten_the_weights(split):
+    class Flat(torch.optim.SGD):
+        def step(self):
+            for group in self.param_groups:
+                for p in group['params']: p.data.view(-1).sub_(group['lr']*p.grad.view(-1))
+    model = SparseAutoencoder(64, 200, hidden_dims=(), activation=TopK(4), decoder_norm='atom')
+    history = fit(model, *split, 3, 0.1, 9, sparsity_type='none', seed=0, verbose=0, optimizer=Flat)
+    assert history['val_loss'][-1] < history['val_loss'][0]
+
+
 def test_frozen_parameters_stay(split):
     torch.manual_seed(0)
     model = SparseAutoencoder(64, 10)
