@@ -32,7 +32,7 @@ def largest(
     k:int,       # How many in each row, at most `n`
 ) -> tuple[Tensor, Tensor]:  # Values and places, both `(..., k)`, in no order
     """The `k` largest entries of each row of `max(0, u)`, sooner than `torch.topk`; where fewer are
-    positive, any others."""
+    positive, any others. For use without gradients; `ValueError` for `k` above `n`."""
     if k > u.shape[-1]: raise ValueError(f"k must be at most {u.shape[-1]}, got {k}")
     if (fast := triton_kernels(u)) and u.shape[-1]*k <= 2**24:
         found = fast.largest(u.reshape(-1, u.shape[-1]), k)
@@ -134,7 +134,7 @@ def sums_of_rows(
     matrix:Tensor,    # Shape `(number of rows, d)`
     dtype:torch.dtype,  # Format of the result
 ) -> Tensor:          # Shape `(n, d)`
-    "Weighted sums of rows of `matrix`."
+    "Weighted sums of rows of `matrix`, for use without gradients."
     if fast := triton_kernels(matrix):
         return fast.sums_of_rows(values, rows, starts, matrix, dtype)
     return F.embedding_bag(rows, matrix, starts, mode='sum', per_sample_weights=values,
@@ -145,7 +145,7 @@ def products_of_rows(
     a:Tensor,         # Shape `(n, d)`
     b:Tensor,         # Shape `(latent_dim, d)`
 ) -> Tensor:          # Shape `(m,)`
-    "`a @ b.T` at the entries."
+    "`a @ b.T` at the entries, for use without gradients."
     if fast := triton_kernels(a):
         return fast.products_of_rows(entries.latents, entries.starts, a, b)
     with torch.enable_grad():        # the derivative of a weighted sum to its weights
