@@ -550,6 +550,7 @@ def autocast_losses(
     with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
         return losses_of(t.model, x, penalty, sparsity_weight, ramp, t.terms, t.generator)
 
+# %% ../nbs/02_training.ipynb #graph03
 class _Graph:
     "Losses and gradients of one shape of batch, recorded to be launched as one."
     def __init__(self, t:Trainer, x:Tensor, pool:Any):
@@ -599,6 +600,7 @@ class _Graph:
             if share != 1: g = share*g
             p.grad = g if p.grad is None else p.grad + g
 
+# %% ../nbs/02_training.ipynb #graph04
 def graph_for(
     t:Trainer,
     x:Tensor,           # Batch
