@@ -529,17 +529,17 @@ def progress(self:Trainer) -> float:
 
 # %% ../nbs/02_training.ipynb #graph02
 def can_be_graphed(
-    t:Trainer,
+    t:Trainer,    # Before its first step
 ) -> bool:
-    "On a GPU, where nothing in a step draws, asks the GPU for a number, or changes by itself."
+    "Can its steps be recorded? On a GPU, where nothing in a step draws, asks the GPU for a number, or changes by itself."
     model = t.model
     return (isinstance(model, BaseSparseAutoencoder) and model.device.type == 'cuda' and
             isinstance(model.encoder, Linear) and type(model.activation) in (ReLU, TopK) and
             isinstance(t.options['sparsity_type'], str) and not t.terms)
 
 def autocast_losses(
-    t:Trainer,
-    losses_of:Callable,              # As `batch_losses`
+    t:Trainer,                       # Whose model and terms
+    losses_of:Callable,              # What computes them
     x:Tensor,                        # Batch
     penalty:Callable[[Tensor], Tensor],   # Function of the code
     sparsity_weight:'float|Tensor',  # Its weight
