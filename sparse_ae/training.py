@@ -182,9 +182,12 @@ def combine(
     base, extra = recon, sum(value for value, counts in weighted if not counts)
     for value, counts in weighted:
         if counts: base = base + value
-    total = base + sparsity_weight*sparsity
+    def weigh(weight):  # a tensor may be more precise than the loss, which keeps its format
+        precise = torch.promote_types(sparsity.dtype, torch.float32)
+        return (weight.to(precise) if isinstance(weight, Tensor) else weight) * sparsity
+    total = base + weigh(sparsity_weight)
     as_reported = isinstance(ramp, float) and ramp == 1 and all(counts for _, counts in weighted)
-    minimised = total if as_reported else base + (sparsity_weight*ramp)*sparsity + extra
+    minimised = total if as_reported else base + weigh(sparsity_weight*ramp) + extra
     return Losses(total, recon, sparsity, z, count_active(z, nonnegative), minimised, values)
 
 # %% ../nbs/02_training.ipynb #b03c4e18
@@ -531,7 +534,8 @@ def progress(self:Trainer) -> float:
 def can_be_graphed(
     t:Trainer,    # Before its first step
 ) -> bool:
-    "Can its steps be recorded? On a GPU, where nothing in a step draws, asks the GPU for a number, or changes by itself."
+    """Can its steps be recorded? On a GPU, where nothing in a step draws, asks the GPU for a
+    number, or changes by itself."""
     model = t.model
     return (isinstance(model, BaseSparseAutoencoder) and model.device.type == 'cuda' and
             isinstance(model.encoder, Linear) and type(model.activation) in (ReLU, TopK) and
@@ -554,8 +558,8 @@ def autocast_losses(
 class _Graph:
     "Losses and gradients of one shape of batch, recorded to be launched as one."
     def __init__(self, t:Trainer, x:Tensor, pool:Any):
-        precise = torch.promote_types(x.dtype, torch.float32)
-        self.x, self.numbers, self.known = x.clone(), x.new_ones(3, dtype=precise), None
+        self.x, self.known = x.clone(), None
+        self.numbers = x.new_ones(3, dtype=torch.float64)  # as the ones of the trainer are
         self._tell(t)
         statistics = [(b, b.clone()) for b in t.model.buffers()]
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
