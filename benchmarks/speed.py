@@ -337,6 +337,16 @@ def after_encoding(latent_dim, batch, k):
     return one
 
 
+KEPT = r'''
+import statistics, sys
+sys.path.insert(0, sys.argv[1])
+from speed import BATCH, K, after_encoding
+from training import interleaved
+times = interleaved({n: after_encoding(n, BATCH, K) for n in (1024, 65536)}, int(sys.argv[2]))
+print(statistics.median(b / a for a, b in zip(*times.values())))
+'''
+
+
 def growth(rounds):
     "How a top-k step grows with the number of latents, with k and with the batch."
     found, first = [], None
@@ -352,6 +362,11 @@ def growth(rounds):
         name = f'latent_dim {latent_dim:,}, k {k}, batch {batch:,}'
         found += [(f'step / dense floor, {name}', ratio(times, 'step', 'floor'), ''),
                   ('- decoding and gradients, against those at 1,024, 32, 2,048', rest / first, '')]
+        if latent_dim == 65536:
+            env = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_='4000000000')
+            kept = subprocess.run([sys.executable, '-c', KEPT, str(HERE), str(rounds)], check=True,
+                                  capture_output=True, text=True, env={**os.environ, **env}).stdout
+            found.append(('- the same, where malloc keeps what is freed', float(kept), ''))
     return found
 
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['check_choice', 'check_int', 'check_bool', 'check_number', 'check_fraction', 'check_positive', 'check_not_negative',
-           'check_device', 'as_rows', 'check_rows', 'Choice', 'choose']
+           'check_device', 'warn_caller', 'as_rows', 'check_rows', 'Choice', 'choose']
 
 # %% ../nbs/08_checks.ipynb #f5d6da1d
 import copy
 import inspect
 import math
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -106,6 +107,17 @@ def _devices_here() -> str:
     if torch.backends.mps.is_available(): here.append('mps')
     return ', '.join(repr(o) for o in here)
 
+# %% ../nbs/08_checks.ipynb #warn0002
+def warn_caller(
+    message:str,    # What is odd, and what to do
+) -> None:
+    "A `UserWarning` at the line outside of this library and torch that led here."
+    frame, level = sys._getframe(1), 2
+    own = 'sparse_ae', 'torch', 'contextlib'
+    while frame.f_back and frame.f_globals.get('__name__', '').partition('.')[0] in own:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
 # %% ../nbs/08_checks.ipynb #7440bfa9
 def as_rows(
     name:str,   # The argument's name, for the error
@@ -144,9 +156,8 @@ def check_rows(
     a warning if whole numbers will be converted."""
     whole = not rows.is_floating_point()
     if whole and warn:
-        warnings.warn(f"{name} has dtype {rows.dtype}; it is converted to {dtype}. "
-                      "Scale it to about [0, 1] if it is not: penalties and learning rates "
-                      "expect that.", stacklevel=3)
+        warn_caller(f"{name} has dtype {rows.dtype}; it is converted to {dtype}. Scale it to "
+                    "about [0, 1] if it is not: penalties and learning rates expect that.")
     bad, block = 0, max(1, 2**22 // max(1, rows[0].numel()))
     for part in rows.split(block):
         used = part.to(dtype)

@@ -9,7 +9,6 @@ __all__ = ['FLOOR', 'THRESHOLD', 'STEP', 'REVIVERS', 'SparsityWarmup', 'Annealed
 # %% ../nbs/12_live_latents.ipynb #9d3e2882
 import copy
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from .callbacks import Callback
 from .checks import (check_choice, check_fraction, check_int, check_not_negative,
-                              check_number, check_positive)
+                              check_number, check_positive, warn_caller)
 from .losses import p_norm_sparsity_loss
 from .models import (BaseSparseAutoencoder, Encoded, Layer, evaluating, linear_stack,
                               unit_norm)
@@ -161,10 +160,9 @@ def after_epoch(self:SparsityTarget, trainer):
 def after_fit(self:SparsityTarget, trainer):
     if 'target' not in trainer.warming_up or self.reached is None or trainer.error: return
     name = 'target_sparsity_level' if self.l0 is None else 'target_l0'
-    warnings.warn(f"{name}={self.level or self.l0:g} is not reached after {trainer.epoch} epochs: "
-                  f"the validation data have {self.reached:.3g}. Train for longer, or ask for what "
-                  "this model can do (a sigmoid or identity code is never exactly 0)",
-                  stacklevel=6)
+    warn_caller(f"{name}={self.level or self.l0:g} is not reached after {trainer.epoch} epochs: "
+                f"the validation data have {self.reached:.3g}. Train for longer, or ask for what "
+                "this model can do (a sigmoid or identity code is never exactly 0)")
 
 # %% ../nbs/12_live_latents.ipynb #69a449ac
 class DeadLatents(Callback):

@@ -12,7 +12,6 @@ __all__ = ['OPTIMIZERS', 'AUTOCAST', 'MEASURED', 'STATE', 'FREE', 'Losses', 'cou
 import copy
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
@@ -31,7 +30,7 @@ from .callbacks import (EVENTS, Callback, ClipGradients, EarlyStopping,
                                  LearningRateSchedule, ProgressBar)
 from .checkpoints import Checkpoint, read_state
 from .checks import (check_bool, check_choice, check_device, check_int, check_not_negative,
-                              check_positive)
+                              check_positive, warn_caller)
 from .encoders import Linear
 from .initialisation import StartFromData, data_scale
 from .live_latents import SparsityTarget, SparsityWarmup, reviver
@@ -287,8 +286,8 @@ def _warn_of_high_rates(model:nn.Module, batches:Batches) -> None:
     if rate > 1:
         cure = ('scale the data to about [0, 1]' if batches.scale == 1
                 else "subtract the mean of the data")
-        warnings.warn(f"before training a latent's mean activation is {rate:.3g}, and the 'kl' "
-                      f"penalty reads it as a rate in [0, 1]: {cure}", stacklevel=4)
+        warn_caller(f"before training a latent's mean activation is {rate:.3g}, and the 'kl' "
+                    f"penalty reads it as a rate in [0, 1]: {cure}")
 
 # %% ../nbs/02_training.ipynb #fe057140
 OPTIMIZERS = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}

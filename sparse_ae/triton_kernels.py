@@ -7,7 +7,6 @@ __all__ = ['WIDEST', 'triton_kernels', 'kernels_for_rows']
 
 # %% ../nbs/28_triton_kernels.ipynb #8a690dde
 import os
-import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .checks import warn_caller
 
 # %% ../nbs/28_triton_kernels.ipynb #9fae4211
 def _sums_of_rows() -> Callable:
@@ -191,8 +192,8 @@ def _all_kernels(device:torch.device) -> Any:
     first = torch.ones(1, 1, device=device)
     try: _on_its_device(unit_rows_)(first)
     except Exception as error:  # no compiler, or a GPU that Triton does not know
-        warnings.warn(f"Triton cannot be used on {device}, and PyTorch's slower operations are: "
-                      f"{error}", stacklevel=5)
+        warn_caller(f"Triton cannot be used on {device}, and PyTorch's slower operations are: "
+                    f"{error}")
         return None
     found = dict(sums_of_rows=_sums_of_rows(), products_of_rows=_products_of_rows(),
                  largest=_largest(), unit_rows_=unit_rows_, tangents=tangents)

@@ -432,9 +432,10 @@ def test_an_interrupt_ends_the_whole_sweep(split):
 
 @pytest.mark.parametrize('activation', ['identity', 'sigmoid'])
 def test_a_target_that_is_not_reached_is_said(split, activation):
-    with pytest.warns(UserWarning, match='target_l0=5 is not reached after 3 epochs: the valid'):
+    with pytest.warns(UserWarning, match='target_l0=5 is not reached after 3 epochs: the valid') as caught:
         fit(SparseAutoencoder(64, 20, activation=activation), *split, 3, 1e-3, 3, verbose=0,
             sparsity_type='l1', target_l0=5)
+    assert caught[0].filename == __file__  # not a line of the library
 
 
 @pytest.mark.parametrize('term', [Contractive(1e-3), Isometry(1e-3), Contractive(1e-3, None)])

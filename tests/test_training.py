@@ -63,8 +63,9 @@ def test_whole_numbers_are_converted_and_it_is_said(split):
     train_data, val_data = split
     pixels = (train_data * 16).round().to(torch.uint8)
     with pytest.warns(UserWarning, match='train_data has dtype torch.uint8; '
-                                         'it is converted to torch.float32'):
+                                         'it is converted to torch.float32') as caught:
         whole, _ = train(pixels, val_data, sparsity_type='l1')
+    assert caught[0].filename == __file__  # not a line of the library
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert same(whole, train(pixels.float(), val_data, sparsity_type='l1')[0])
