@@ -238,7 +238,7 @@ class BatchTopK(_Largest):
 
     def choose(self, u):
         flat, (n, width) = u.reshape(-1), u.shape
-        if self.training: places = largest_of_all(flat, self.k*n)
+        if self.training and n: places = largest_of_all(flat, self.k*n)
         else: places = (flat <= self.threshold.clamp(min=0)).logical_not_().nonzero()[:, 0]
         starts = torch.searchsorted(places, torch.arange(0, n*width + 1, width, device=u.device))
         if self.training: self._track(flat[places])

@@ -72,6 +72,9 @@ def _take(self:Batches, data:Any, buffer_rows:'int|None') -> None:
     streamed = isinstance(data, Iterable) and not isinstance(
         data, (Tensor, np.ndarray, list, tuple, str, bytes, dict))
     if listed or streamed: self.loader = data
+    elif not isinstance(data, (Tensor, np.ndarray)):
+        raise TypeError(f"{name} must be a tensor, NumPy array, memory map, Dataset or DataLoader, "
+                        f"got {type(data).__name__}")
     else:
         self.rows = as_rows(name, data)
         self._check_shape(self.rows)
@@ -155,6 +158,7 @@ def _pass(self:Batches) -> Iterator[list[Tensor]]:
 
 @patch
 def __iter__(self:Batches) -> Iterator[Tensor]:
+    "The batches of one pass."
     self.order = self._draw()
     for step in self._pass(): yield from step
 
@@ -183,6 +187,15 @@ def epoch(self:Batches) -> Iterator[list[Tensor]]:
 def _begin(self:Batches, order:int) -> None:
     "Start the pass that `order` fixes."
     self.order, self.current, self.random = order, self._pass(), torch.get_rng_state()
+    self.before = [g.get_state() for g in self._generators()]
+
+@patch
+def _generators(self:Batches) -> list[torch.Generator]:
+    "Those of its own by which a `DataLoader` shuffles."
+    sampler = getattr(self.loader, 'sampler', None)
+    found = [getattr(part, 'generator', None) for part in (self.loader, sampler)]
+    return [g for g in dict.fromkeys(found) if isinstance(g, torch.Generator)
+            and g is not self.own_order]
 
 # %% ../nbs/10_batches.ipynb #9e7cfe4b
 @patch
@@ -212,6 +225,8 @@ def state_dict(self:Batches) -> dict:
     return dict(taken=self.taken, in_epoch=self.in_epoch, exhausted=self.exhausted,
                 order=self.order if self.current is not None else None,
                 random=self.random if self.current is not None else None,
+                loader=(self.before if self.current is not None else
+                        [g.get_state() for g in self._generators()]),
                 generator=None if self.generator is None else self.generator.get_state())
 
 @patch
@@ -221,6 +236,7 @@ def load_state_dict(self:Batches, state:dict) -> None:
     self.in_epoch, self.exhausted = state['in_epoch'], state['exhausted']
     if self.generator is not None: self.generator.set_state(state['generator'])
     self.current, self.taken = None, 0
+    for g, value in zip(self._generators(), state['loader']): g.set_state(value)
     if state['order'] is None: return
     now = torch.get_rng_state()
     torch.set_rng_state(state['random'])  # a loader without a generator of its own draws from it

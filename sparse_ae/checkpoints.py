@@ -18,7 +18,7 @@ from .checks import check_bool, check_int, check_positive
 from .io import written_whole
 
 # %% ../nbs/13_checkpoints.ipynb #bbafcf63
-PLAIN = {bool, int, float, str, type(None)}  # what JSON gives back as it was
+PLAIN = (bool, int, float, str, type(None))  # what JSON gives back as it was
 
 def _packed(value:Any, tensors:dict[str, Tensor]) -> Any:
     "`value` with each tensor moved into `tensors` and replaced by its name."
@@ -29,9 +29,9 @@ def _packed(value:Any, tensors:dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         return {'dict': [[_packed(k, tensors), _packed(v, tensors)] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
-        plain = all(type(v) in PLAIN for v in value)  # long lists of numbers: histories
+        plain = all(isinstance(v, PLAIN) for v in value)  # long lists of numbers: histories
         return value if plain else [_packed(v, tensors) for v in value]
-    if type(value) in PLAIN: return value
+    if isinstance(value, PLAIN): return value
     raise TypeError("a state must hold numbers, names, tensors, lists and dicts of them, "
                     f"got {type(value).__name__}")
 

@@ -125,7 +125,11 @@ def as_rows(
 ) -> Tensor:    # The same memory as a tensor
     """`data` as a tensor that shares its memory;
     `TypeError` or `ValueError` if it is not rows of numbers."""
+    if np.ma.is_masked(data):
+        raise ValueError(f"{name} must have no masked entries, got {np.ma.count_masked(data)} of "
+                         f"{data.size}; fill them, or leave out their rows")
     if isinstance(data, np.ndarray):
+        data = np.ma.getdata(data)
         if data.dtype.kind not in 'fiub':
             raise TypeError(f"{name} must hold real numbers, got an array of dtype {data.dtype}")
         if not data.dtype.isnative or any(s < 0 for s in data.strides):
@@ -136,9 +140,14 @@ def as_rows(
             except TypeError: raise TypeError(f"{name} must hold numbers that torch knows, "
                                               f"got dtype {data.dtype}") from None
     if not isinstance(data, Tensor):
-        raise TypeError(f"{name} must be a tensor, NumPy array, memory map, Dataset or DataLoader, "
-                        f"got {type(data).__name__}")
+        raise TypeError(f"{name} must be a tensor, NumPy array or memory map, got "
+                        f"{type(data).__name__}")
     if data.is_complex(): raise TypeError(f"{name} must hold real numbers, got {data.dtype}")
+    if data.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got a tensor with layout {data.layout}; use "
+                        ".to_dense()")
+    if data.is_inference() and not torch.is_inference_mode_enabled():
+        data = data.clone()  # as it is, it could take part in no gradient
     if data.ndim < 2:
         raise ValueError(f"{name} must have shape (n, features), got {tuple(data.shape)}")
     if data.numel() == 0:

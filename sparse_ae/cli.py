@@ -116,7 +116,7 @@ def spread(
     """Samples of median to largest variance, evenly spread: most patches of a photograph are flat,
     and say little in a picture."""
     x = as_rows('x', x)
-    order = x.flatten(1).double().var(1).argsort()[len(x)//2:]
+    order = x.flatten(1).double().var(1, correction=0).argsort()[len(x)//2:]
     return x[order[torch.linspace(0, len(order)-1, min(n, len(order))).long()]]
 
 def write_run(
@@ -221,21 +221,31 @@ def sparse_ae_demo(
         learning_rate=2e-3, batch_size=256, patience=5)
 
 # %% ../nbs/07_cli.ipynb #f3db73e6
+def _is_number(cell:str) -> bool:
+    try: float(cell)
+    except ValueError: return False
+    return True
+
 def _read_csv(path:Path) -> np.ndarray:
     "Numbers between commas, a sample a line."
     with open(path, encoding='utf-8-sig') as file:
         lines = {number: line for number, line in enumerate(file, 1) if line.strip()}
-    try: [float(cell) for cell in next(iter(lines.values())).split(',')] if lines else None
-    except ValueError: del lines[next(iter(lines))]  # names of the columns
+    if lines and not any(map(_is_number, next(iter(lines.values())).split(','))):
+        del lines[next(iter(lines))]  # names of the columns
     if not lines: raise ValueError('the file holds no numbers')
     try: return np.loadtxt(list(lines.values()), delimiter=',', ndmin=2, dtype=np.float32)
     except ValueError:
+        width = next(iter(lines.values())).count(',')
         for number, line in lines.items():
+            if line.count(',') != width:
+                raise ValueError(f'line {number} must have {width + 1} numbers, as the first, got '
+                                 f"{line.count(',') + 1}") from None
             for column, cell in enumerate(line.strip().split(','), 1):
                 try: float(cell)
                 except ValueError:
                     raise ValueError(f'line {number}, column {column} must be a number (between '
-                                     f'commas, without quotes), got {cell!r}') from None
+                                     'commas, without quotes; a first line of names has no '
+                                     f'numbers in it), got {cell!r}') from None
         raise
 
 def load_matrix(

@@ -397,4 +397,6 @@ def picture(self:TrainingDashboard) -> bytes:  # A PNG file
     return stacked_png(*self.pictures.values())
 
 @patch(as_prop=True)
-def caption(self:TrainingDashboard) -> str: return self._status() if self.trainer else 'not started'
+def caption(self:TrainingDashboard) -> str:
+    "How training stands, in a line."
+    return self._status() if self.trainer else 'not started'

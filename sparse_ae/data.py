@@ -8,9 +8,9 @@ __all__ = ['CUTOFF', 'GROUP', 'digits', 'whiten_image', 'image_patches', 'train_
 
 # %% ../nbs/04_data.ipynb #f35e477b
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -110,6 +110,12 @@ def train_val_split(
 # %% ../nbs/04_data.ipynb #d4b65116
 GROUP = 8   # features that share a factor
 
+def _draws(seed:int) -> tuple[Callable, Callable]:
+    "What draws uniform and normal numbers of a shape, in single precision whatever the default."
+    generator = torch.Generator().manual_seed(check_int('seed', seed, 0))
+    return tuple(partial(draw, generator=generator, dtype=torch.float32)
+                 for draw in (torch.rand, torch.randn))
+
 class SparseSamples(NamedTuple):
     "Samples from a known dictionary."
     x:Tensor    # Shape `(n, input_dim)`
@@ -131,11 +137,11 @@ class SparseDictionary:
         seed:int=0,         # The same seed, the same samples
     ) -> SparseSamples:
         "Independent samples and their true codes."
-        generator = torch.Generator().manual_seed(check_int('seed', seed, 0))
-        z = self._active(check_int('n', n), generator).float()
-        z *= 0.5 + torch.rand(z.shape, generator=generator)
+        uniform, normal = _draws(seed)
+        z = self._active(check_int('n', n), uniform, normal).float()
+        z *= 0.5 + uniform(*z.shape)
         x = z @ self.atoms + self.bias
-        if self.noise: x += self.noise * torch.randn(x.shape, generator=generator)
+        if self.noise: x += self.noise * normal(*x.shape)
         return SparseSamples(x, z)
 
     def batches(
@@ -146,17 +152,16 @@ class SparseDictionary:
         "Samples without end, for training with `steps_per_epoch`."
         for number in itertools.count(): yield self.sample(batch_size, 2**32*seed + number + 1).x
 
-    def _active(self, n:int, generator:torch.Generator) -> Tensor:
+    def _active(self, n:int, uniform:Callable, normal:Callable) -> Tensor:
         "Which features fire, booleans `(n, n_features)`."
         children = self.parents >= 0
         given_parent = torch.where(children, self.rates / self.rates[self.parents], self.rates)
         if self.correlation:
             groups = torch.arange(len(self.rates)) // GROUP
-            shared = torch.randn(n, int(groups.max()) + 1, generator=generator)[:, groups]
-            own = torch.randn(n, len(groups), generator=generator)
+            shared, own = normal(n, int(groups.max()) + 1)[:, groups], normal(n, len(groups))
             level = self.correlation**0.5*shared + (1 - self.correlation)**0.5*own
             fires = level > torch.special.ndtri(1 - given_parent.double()).float()
-        else: fires = torch.rand(n, len(self.rates), generator=generator) < given_parent
+        else: fires = uniform(n, len(self.rates)) < given_parent
         return fires & torch.where(children, fires[:, self.parents], True)
 
 # %% ../nbs/04_data.ipynb #01aa3618
@@ -189,13 +194,13 @@ def sparse_dictionary(
     part = dict(allowed='0 or more and below 1', inside=lambda v: 0 <= v < 1)
     correlation, hierarchy = (check_number('correlation', correlation, **part),
                               check_number('hierarchy', hierarchy, **part))
-    generator = torch.Generator().manual_seed(check_int('seed', seed, 0))
+    _, normal = _draws(seed)
     place, n_parents = torch.arange(n_features), max(1, round(n_features * (1 - hierarchy)))
     parents = torch.where(place < n_parents, -1, place % n_parents)
     p = _firing_rates(n_features, l0, rates, parents)
     if abs(p.sum() / l0 - 1) > 0.01:
         raise ValueError(f"l0 must be at most {p.sum():.3g} for these features, as none fires more "
                          f"often than in half of the samples; got {l0:g}")
-    atoms = F.normalize(torch.randn(n_features, input_dim, generator=generator), dim=1)
-    bias = torch.randn(input_dim, generator=generator) / input_dim**0.5
+    atoms = F.normalize(normal(n_features, input_dim), dim=1)
+    bias = normal(input_dim) / input_dim**0.5
     return SparseDictionary(atoms, p, parents, bias, correlation, noise)

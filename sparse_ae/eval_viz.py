@@ -57,7 +57,7 @@ def evaluate_sparse_autoencoder(
         for x in Batches('test_data', test_data, model, batch_size):
             encoded, x_reconstructed = reconstruct(model, x)
             left = (x_reconstructed - x).flatten(1)
-            errors += left.square().mean(1).cpu().double().numpy().tobytes()
+            errors += left.cpu().double().square().mean(1).numpy().tobytes()
             codes += encoded.z.flatten(1).float().cpu().numpy().tobytes()
             variance.add(x)
     errors = np.frombuffer(errors, np.float64)
@@ -207,14 +207,20 @@ def dictionary(
         width = codes.shape[1]
     if width is None: raise ValueError("codes must be given for a model that has no latent_dim")
     like, parts = next(model.parameters(), torch.empty(0)), []
-    latents = torch.arange(width) if latents is None else torch.as_tensor(latents)
+    latents = torch.arange(width) if latents is None else torch.as_tensor(latents).reshape(-1)
+    whole = len(latents) and not latents.is_floating_point()
+    if not whole or latents.min() < 0 or latents.max() >= width:
+        raise ValueError(f"latents must be numbers from 0 to {width - 1}, got {latents.tolist()}")
     if isinstance(model, BaseSparseAutoencoder) and model.depth == 1:
         return model.decoder_weights()[0].detach()[:, latents].T
     with evaluating(model):
         for block in latents.split(512):  # all axes at once would be latent_dim * latent_dim
             axes = F.one_hot(block, width).to(like)
             at = axes if codes is None else typical_codes(codes, block).to(like)
-            parts.append(torch.func.jvp(model.decode, (at,), (axes,))[1])
+            try: parts.append(torch.func.jvp(model.decode, (at,), (axes,))[1])
+            except RuntimeError as e:
+                raise ValueError(f"model must decode codes of shape (n, {width}) to have a "
+                                 f"dictionary; {type(model).__name__}: {e}") from e
     return torch.cat(parts)
 
 # %% ../nbs/03_eval_viz.ipynb #4e58fbe9
@@ -260,8 +266,8 @@ def plot_dictionary(
     """The atoms, each on its own scale with zero in mid-grey: images, or rows of one matrix;
     with `codes` the most often active first."""
     count = getattr(model, 'latent_dim', 0) if codes is None else codes.shape[-1]
-    order = (torch.arange(count) if codes is None else
-             (torch.as_tensor(codes) != 0).sum(0).argsort(descending=True, stable=True).cpu())
+    order = (torch.arange(count) if codes is None else (torch.as_tensor(codes) != 0).reshape(
+             -1, count).sum(0).argsort(descending=True, stable=True).cpu())
     atoms = dictionary(model, codes, order[:check_int('max_atoms', max_atoms)])
     atoms = atoms.flatten(1).cpu().float().numpy()
     largest = abs(atoms).max(1, keepdims=True)
@@ -363,6 +369,9 @@ def match_dictionaries(
     match = Match(float(pairs.mean()), latents, features, pairs)
     if (codes is None) != (true_codes is None):
         raise ValueError("codes and true_codes must be given together")
+    for name, z, of in (('codes', codes, a), ('true_codes', true_codes, b)):
+        if z is not None and z.shape[1:] != (len(of),):
+            raise ValueError(f"{name} must have shape (n, {len(of)}), got {tuple(z.shape)}")
     return match if codes is None else match._replace(**_firing(match, codes, true_codes))
 
 def _firing(match:Match, codes:Any, true_codes:Any) -> dict[str, np.ndarray]:

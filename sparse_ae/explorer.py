@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from .checks import check_choice, check_int
 from .eval_viz import _figure, check_image_shape, mosaic
-from .latent_statistics import (LatentStatistics, as_reachable, latent_statistics,
-                                         nearest, rows_at, unit_atoms)
+from .latent_statistics import (LatentStatistics, as_reachable, code_width,
+                                         latent_statistics, nearest, rows_at, unit_atoms)
 from .models import evaluating
 from .pictures import (Live, array_png, figure_png, has_front_end, image_widget,
                                 stacked_png, tiles)
@@ -78,12 +78,8 @@ class FeatureExplorer(Live):
             raise ValueError(f"feature_names must have {features} names, one a column of data, "
                              f"got {len(feature_names)}")
         self.names, self.tokens = feature_names, tokens
-        self.like = next(self.model.parameters())
-        with evaluating(self.model): z = self.model.encode(rows_at(self.data, [0], self.like))
-        if z.ndim != 2:
-            raise ValueError("data must give codes of shape (n, latent_dim), one row gives "
-                             f"{tuple(z.shape)}; sequences need tokens")
-        width = self.latent_dim = z.shape[1]
+        self.like = next(self.model.parameters(), torch.empty(0))
+        width = self.latent_dim = code_width(self.model, self.data, self.like)
         self.page = min(check_int('page', page), width)
         self.stats, self.panel, self.error = LatentStatistics(width, k), None, None
         self.caption = f'An explorer of {width} latents'
@@ -362,6 +358,7 @@ def steering_figure(
         else:
             ax.plot(picture, 'k', lw=0.8)
             ax.set(xlabel='input feature')
+    if not self.image_shape: axes[0].set_ylabel('value')
     return fig
 
 # %% ../nbs/18_explorer.ipynb #f18ea2bc
@@ -373,7 +370,8 @@ def context(
     latent:int,         # Whose activations
     sample:int,         # Number of a row of the data
 ) -> list[tuple[str, float]]:
-    "The tokens around a sample, each with the latent's activation."
+    "The tokens around a sample, each with the latent's activation; `ValueError` without tokens."
+    if self.tokens is None: raise ValueError("tokens must be given to the explorer, got None")
     sequence = int(np.searchsorted(self.ends, sample, side='right'))
     first = self.ends[sequence] - len(self.tokens[sequence])
     rows = range(max(int(first), sample - AROUND),

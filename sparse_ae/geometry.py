@@ -28,6 +28,13 @@ def _check_batch(name:str, value:Tensor) -> Tensor:
     as_rows(name, value)
     return value
 
+def _with_gradient(name:str, y:Tensor) -> Tensor:
+    "`y`, what the function of that name gave, if it keeps the gradient; `ValueError` if not."
+    if not y.requires_grad:
+        raise ValueError(f"{name} must be differentiable, got a function whose output keeps no "
+                         "gradient to its input (no_grad or detach inside it?)")
+    return y
+
 def jacobians(
     f:Callable[[Tensor], Tensor],   # Such as `model.encode`: a batch to a batch
     x:Tensor,                       # Where to differentiate, shape `(batch, ...)`
@@ -36,7 +43,7 @@ def jacobians(
 
     Raises `ValueError` for an `f` that PyTorch cannot run on one sample at a time, such as batch
     normalisation in train mode."""
-    one = lambda sample: f(sample[None])[0]
+    def one(sample): return _with_gradient('the function', f(sample[None])[0])
     try: J = torch.func.vmap(torch.func.jacrev(one), randomness='different')(_check_batch('x', x))
     except RuntimeError as e:
         raise ValueError("the exact Jacobian sends each sample through alone, which fails here "

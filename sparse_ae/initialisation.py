@@ -6,12 +6,13 @@
 __all__ = ['geometric_median', 'StartFromData', 'data_scale']
 
 # %% ../nbs/24_initialisation.ipynb #aa6c0ddc
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
 from .callbacks import Callback
-from .checks import as_rows, check_int, check_positive
+from .checks import as_rows, check_int, check_positive, check_rows
 from .models import BaseSparseAutoencoder, evaluating
 
 # %% ../nbs/24_initialisation.ipynb #cc1ffa00
@@ -23,8 +24,10 @@ def geometric_median(
     """The point with the smallest sum of distances to all rows.
 
     Source: Weiszfeld 1937; Vardi & Zhang, PNAS 97, 2000."""
-    x, kept = as_rows('x', x).flatten(1), x.dtype
+    x = as_rows('x', x).flatten(1)
+    kept = x.dtype if x.is_floating_point() else torch.float32
     x = x.to(torch.promote_types(kept, torch.float32))
+    check_rows('x', x, x.dtype)
     middle = x.mean(0)
     spread = torch.linalg.vector_norm(x - middle, dim=1).mean()
     for _ in range(check_int('max_steps', max_steps)):
@@ -50,8 +53,12 @@ def initialize(
     if self.depth > 1 or self.batch_norm:
         raise ValueError("hidden_dims must be () and batch_norm False for a start from data, "
                          f"got {self.hidden_dims} and {self.batch_norm}")
+    x = as_rows('x', x)
+    if x.shape[1:] != (self.input_dim,):
+        raise ValueError(f"x must have shape (n, {self.input_dim}), got {tuple(x.shape)}")
+    middle = geometric_median(x)
     self.normalize_decoder_weights()
-    self.decoder_bias_1.copy_(geometric_median(x))
+    self.decoder_bias_1.copy_(middle)
     if not self.tied: self.encoder_mat_1.copy_(self.decoder_weights()[0].T)
     self.encoder_bias_1.copy_(-self.encoder_weights()[0] @ self.decoder_bias_1)
     if l0 is not None and getattr(self.activation, 'learned', False): self._start_thresholds(x, l0)
@@ -126,6 +133,7 @@ def data_scale(
     """One over the standard deviation of the data, around each feature's mean.
 
     `ValueError` if it is not known."""
+    if isinstance(normalize, np.bool_): normalize = bool(normalize)
     if normalize is False: return 1.
     if normalize is not True: return 1 / check_positive('normalize', normalize)
     if rows is None:

@@ -96,7 +96,7 @@ class SparsityTarget(Callback):
         self.running = None              # active latents per sample on the training data, recently
         self.ratio = 1.                  # of those on the validation data to that
         self.on_val, self.n_val = 0., 0  # sum over the validation pass, and its samples
-        self.reached = None              # what the latest validation pass measured
+        self.reached = []                # what each validation pass measured
 
     def check(self, trainer):
         if trainer.options['sparsity_type'] == 'none':
@@ -127,7 +127,7 @@ class SparsityTarget(Callback):
         else: self.running = self.memory*self.running + (1 - self.memory)*active/n
 
     def state_dict(self): return {name: getattr(self, name) for name in
-                                  ('running', 'ratio', 'on_val', 'n_val')}
+                                  ('running', 'ratio', 'on_val', 'n_val', 'reached')}
 
     def load_state_dict(self, state): vars(self).update(state)
 
@@ -152,17 +152,21 @@ def after_epoch(self:SparsityTarget, trainer):
     if measured and self.running: self.ratio = min(2., max(0.5, measured / self.running))
     amount = lambda active: active if self.level is None else 1 - active
     target = self.l0 if self.level is None else self.level
-    self.reached = amount(measured)
-    near = abs(self.reached/target - 1) <= self.tolerance
+    self.reached.append(amount(measured))
+    near = abs(self.reached[-1]/target - 1) <= self.tolerance
     (trainer.warming_up.discard if near else trainer.warming_up.add)('target')
 
 @patch
 def after_fit(self:SparsityTarget, trainer):
-    if 'target' not in trainer.warming_up or self.reached is None or trainer.error: return
+    if trainer.error or not self.reached: return
+    best, target = trainer.history['best_epoch'], self.level or self.l0
+    reached = self.reached[-1 if best is None else best]
+    if abs(reached/target - 1) <= self.tolerance: return
     name = 'target_sparsity_level' if self.l0 is None else 'target_l0'
-    warn_caller(f"{name}={self.level or self.l0:g} is not reached after {trainer.epoch} epochs: "
-                f"the validation data have {self.reached:.3g}. Train for longer, or ask for what "
-                "this model can do (a sigmoid or identity code is never exactly 0)")
+    warn_caller(f"{name}={target:g} is not reached after {trainer.epoch} epochs: the validation "
+                f"data have {reached:.3g} with the weights given back. Train for "
+                "longer, or ask for what this model can do (a sigmoid or identity code is never "
+                "exactly 0)")
 
 # %% ../nbs/12_live_latents.ipynb #69a449ac
 class DeadLatents(Callback):

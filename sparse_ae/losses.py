@@ -24,7 +24,12 @@ from .checks import (check_choice, check_fraction, check_int, check_not_negative
 def check_code(
     z:Tensor,    # Code, shape `(..., latent_dim)`
 ) -> Tensor:     # `z`
-    "`z` if it holds any number; `ValueError` if it is empty, whose mean would be NaN."
+    """`z` if it holds floating-point numbers; `TypeError` if not, `ValueError` if it is empty
+    (whose mean would be NaN) or has no dimension."""
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        got = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"z must be a tensor of floating-point numbers, got {got}")
+    if not z.ndim: raise ValueError("z must have shape (..., latent_dim), got a scalar")
     if z.numel() == 0: raise ValueError(f"z must not be empty, got shape {tuple(z.shape)}")
     return z
 
@@ -59,7 +64,7 @@ def kl_divergence_sparsity_loss(
     Source: Ng, *Sparse autoencoder*, CS294A lecture notes, 2011, with the mean over the latents
     in place of the sum."""
     rho, log, log1p = target_sparsity, torch.log, torch.log1p
-    if not isinstance(rho, Tensor):  # a tensor comes from a sweep, which has checked its numbers
+    if not isinstance(rho, Tensor):  # of a sweep or graph, which has checked it
         rho, log, log1p = check_fraction('target_sparsity', rho), math.log, math.log1p
         largest = min(rho, 1-rho)
         check_number('epsilon', epsilon,
@@ -78,10 +83,10 @@ def hoyer_sparseness(
     """Hoyer's sparseness of each code.
 
     Raises `ValueError` if `latent_dim` is 1. Source: Hoyer, JMLR 5:1457-1469, 2004, section 3.1."""
-    n = z.shape[-1]
+    n = check_code(z).shape[-1]
     if n < 2: raise ValueError(f"latent_dim must be at least 2 for Hoyer's sparseness, got {n}: "
                                "one latent alone is both flat and one-hot")
-    largest = check_code(z).detach().abs().amax(-1, keepdim=True)
+    largest = z.detach().abs().amax(-1, keepdim=True)
     # the gradient grows as 1 / |z|: for subnormal codes it is beyond the format, and left out
     z = torch.where(largest < torch.finfo(z.dtype).tiny, z.detach(), z)
     u = z / largest.masked_fill(largest == 0, 1)
@@ -162,8 +167,11 @@ def get_penalty(
 ) -> Callable[[Tensor], Tensor]:                          # Function of the code alone
     """The penalty of that name as a function of the code alone.
 
-    Raises `ValueError` for an unknown name or target."""
+    Raises `ValueError` for an unknown name or target, `TypeError` for a class."""
     check_fraction('target_sparsity', target_sparsity)
+    if isinstance(sparsity_type, type):
+        raise TypeError("sparsity_type must be a name or a function of the code, got the class "
+                        f"{sparsity_type.__name__}, of which an object must be made")
     if callable(sparsity_type): return sparsity_type
     penalty = PENALTIES[check_choice('sparsity_type', sparsity_type, PENALTIES)]
     return partial(penalty, target_sparsity=target_sparsity) if sparsity_type == 'kl' else penalty

@@ -180,7 +180,7 @@ def device(self:BaseSparseAutoencoder) -> torch.device:
 def config(
     self:BaseSparseAutoencoder,
 ) -> dict:  # Keyword arguments for the constructor
-    "The arguments that rebuild this model, except the device and the random start."
+    "The arguments that rebuild this model, but for `device` and `gradient_checkpointing`."
     return dict(input_dim=self.input_dim, latent_dim=self.latent_dim, dtype=self.dtype,
                 hidden_dims=self.hidden_dims, activation=self.activation.config(),
                 encoder=self.encoder.config(), decoder_norm=self.decoder_norm,
@@ -335,9 +335,8 @@ def encode_sparse(
     self:BaseSparseAutoencoder,
     x:Tensor,    # Inputs, shape `(n, input_dim)`, in the model's dtype
 ) -> 'SparseCode|None':
-    """The code of `x` as its entries, with gradients; `None` for a model that is not a single layer
-    with a `'topk'` or `'batch_topk'` activation, for other shapes of `x`, and within
-    `torch.compile`."""
+    """The code of `x` as its entries, with gradients; `None` for a model without
+    `has_sparse_path`, for other shapes of `x`, and within `torch.compile`."""
     if not self.has_sparse_path: return None
     self._check_width('x', x, 'input_dim')
     if x.ndim != 2 or torch.compiler.is_compiling(): return None
@@ -348,7 +347,7 @@ def encode_sparse(
 
 @patch(as_prop=True)
 def has_sparse_path(self:BaseSparseAutoencoder) -> bool:
-    "Can codes be computed as their entries?"
+    "A single layer with a linear encoder, no batch normalisation, and top-k or batch-top-k?"
     single = self.depth == 1 and not self.batch_norm and isinstance(self.encoder, Linear)
     return single and hasattr(self.activation, 'choose')
 

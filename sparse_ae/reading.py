@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from .batches import Batches
 from .geometry import jacobians
 from .models import evaluating
-from .training import check_autoencoder
+from .training import check_autoencoder, encode_batch
 
 # %% ../nbs/25_reading.ipynb #cdf7e41f
 def _codes(model:nn.Module, x:Any) -> tuple[Tensor, Tensor]:
     "Codes and reconstructions of a few samples, in the model's dtype and on its device."
     x = torch.cat(list(Batches('x', x, check_autoencoder(model))))
     with evaluating(model):
-        z = model.encode(x)
+        z = encode_batch(model, x).z
+        if z.ndim != 2 or x.ndim != 2:
+            raise ValueError("x and its codes must have shapes (n, input_dim) and (n, latent_dim), "
+                             f"got {tuple(x.shape)} and {tuple(z.shape)}")
         return z, model.decode(z)
 
 def local_dictionary(

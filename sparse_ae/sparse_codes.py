@@ -62,7 +62,7 @@ def largest_of_all(
     u:Tensor,    # Shape `(n,)`
     k:int,       # How many, at most `n`
 ) -> Tensor:     # Places, `(k,)`, in rising order
-    "Where the `k` largest entries are; of equal ones the first."
+    "Where the `k` largest entries are; of equal ones the first (any, within `torch.compile`)."
     if torch.compiler.is_compiling(): return u.topk(k).indices.sort().values  # one graph
     candidates = None
     every = 17                       # prime: the sample meets all latents

@@ -127,7 +127,8 @@ def losses(self:Stacked, batches:Sequence[Tensor]) -> list[Losses]:
     shared = all(x is batches[0] for x in batches)
     x = batches[0].expand(len(batches), *batches[0].shape) if shared else torch.stack(batches)
     numbers = torch.tensor([[t.sparsity_weight, t.ramp, t.target_sparsity] for t in trainers],
-                           dtype=x.dtype, device=x.device).T
+                           dtype=torch.promote_types(x.dtype, torch.float32),
+                           device=x.device).T
     dtype = AUTOCAST[trainers[0].options['autocast']]
     self.model.train(trainers[0].model.training)
     with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
@@ -259,6 +260,8 @@ def grid_points(
                 raise TypeError(f"grid must have a list of values for each name, got {values!r} "
                                 f"for {name}")
         points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    elif not isinstance(grid, Iterable):
+        raise TypeError(f"grid must be lists of values by name, or a list of points, got {grid!r}")
     else: points = [dict(point) for point in grid]
     if not points: raise ValueError("grid must have at least one point, got none")
     return points

@@ -6,7 +6,7 @@
 __all__ = ['OPTIMIZERS', 'AUTOCAST', 'MEASURED', 'STATE', 'FREE', 'Losses', 'count_active', 'encode_batch', 'decode_batch',
            'reconstruct', 'batch_losses', 'penalised', 'needs_code_alone', 'lighter', 'combine', 'Meter',
            'TrainingDiverged', 'check_autoencoder', 'make_optimizer', 'Trainer', 'can_be_graphed', 'autocast_losses',
-           'graph_for', 'Alone', 'fit_together', 'train_sparse_autoencoder_with_early_stopping']
+           'graph_for', 'compiled_losses', 'Alone', 'fit_together', 'train_sparse_autoencoder_with_early_stopping']
 
 # %% ../nbs/02_training.ipynb #76e84497
 import copy
@@ -14,8 +14,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import is_dataclass
-from functools import partial
+from dataclasses import is_dataclass, replace
+from functools import cache, partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,14 @@ class Losses(NamedTuple):
         "The code with its zeros, shape `(batch, ...)`."
         return self.code.dense() if isinstance(self.code, SparseCode) else self.code
 
+    def detach(self) -> 'Losses':
+        "The same numbers, without the way back to the weights."
+        code, terms = self.code, {name: t.detach() for name, t in self.terms.items()}
+        code = (SparseCode(code.values.detach(), replace(code.entries))
+                if isinstance(code, SparseCode) else code.detach())
+        return Losses(self.total.detach(), self.recon.detach(), self.sparsity.detach(), code,
+                      self.active, self.minimised.detach(), terms)
+
 def count_active(
     z:'Tensor|SparseCode',    # Code, shape `(batch, ..., latent_dim)`
     nonnegative:bool=False,   # Is it known that no entry is negative?
@@ -81,13 +90,15 @@ def encode_batch(
     x:Tensor,            # Inputs, shape `(batch, ...)`
     lean:bool=False,     # Will nobody look at hidden activations, and is a `SparseCode` welcome?
 ) -> Encoded:            # Code and hidden activations
-    "What the encoder makes of `x`; `TypeError` for a code that is no tensor."
+    "What the encoder makes of `x`; `TypeError` for a code that is no tensor of such numbers."
     if not hasattr(model, 'encode_layers'): encoded = Encoded(model.encode(x))
     elif not (lean and isinstance(model, BaseSparseAutoencoder)): encoded = model.encode_layers(x)
     elif (code := model.encode_sparse(x)) is not None: return Encoded(code)
     else: encoded = model.encode_layers(x, keep_hidden=False)
     if not isinstance(encoded.z, Tensor):
         raise TypeError(f"model.encode must return a tensor, got {type(encoded.z).__name__}")
+    if not encoded.z.is_floating_point():
+        raise TypeError(f"model.encode must return floating-point numbers, got {encoded.z.dtype}")
     return encoded
 
 def decode_batch(
@@ -182,8 +193,9 @@ def combine(
     for value, counts in weighted:
         if counts: base = base + value
     def weigh(weight):  # a tensor may be more precise than the loss, which keeps its format
+        if not isinstance(weight, Tensor): return weight*sparsity
         precise = torch.promote_types(sparsity.dtype, torch.float32)
-        return (weight.to(precise) if isinstance(weight, Tensor) else weight) * sparsity
+        return (weight.to(precise)*sparsity).to(sparsity.dtype)
     total = base + weigh(sparsity_weight)
     as_reported = isinstance(ramp, float) and ramp == 1 and all(counts for _, counts in weighted)
     minimised = total if as_reported else base + weigh(sparsity_weight*ramp) + extra
@@ -212,7 +224,8 @@ class Meter:
         else: self.active = self.active.to(active.device) + active  # may come from a checkpoint
         if losses.total.device.type != 'cuda': return self._count(n, [v.item() for v in values])
         self.read()
-        values, told = torch.stack(values).detach().to('cpu', non_blocking=True), torch.cuda.Event()
+        values = torch.stack([v.detach().reshape(()).to(losses.total.device) for v in values])
+        values, told = values.to('cpu', non_blocking=True), torch.cuda.Event()
         told.record()
         self.unread = n, values, told
         return self.finite
@@ -282,7 +295,7 @@ def _trainable(model:Any) -> list[Tensor]:
 def _warn_of_high_rates(model:nn.Module, batches:Batches) -> None:
     "Warn if the KL divergence would read mean activations above 1 as rates."
     x = batches.rows[:batches.batch_size].to(batches.device, batches.dtype) * batches.scale
-    with evaluating(model): rate = mean_activation(model.encode(x)).max().item()
+    with evaluating(model): rate = mean_activation(encode_batch(model, x).z).max().item()
     if rate > 1:
         cure = ('scale the data to about [0, 1]' if batches.scale == 1
                 else "subtract the mean of the data")
@@ -302,7 +315,12 @@ def make_optimizer(
     if isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError("optimizer must be a name or make one, as f(parameters, lr=...), got an "
                         f"{type(optimizer).__name__} that is made already")
-    if callable(optimizer): return optimizer(parameters, lr=learning_rate)
+    if callable(optimizer):
+        made = optimizer(parameters, lr=learning_rate)
+        if isinstance(made, torch.optim.Optimizer) and not isinstance(made, torch.optim.LBFGS):
+            return made
+        raise TypeError("optimizer must make a torch.optim.Optimizer that steps without a "
+                        f"closure, got {type(made).__name__}")
     make = OPTIMIZERS[check_choice('optimizer', optimizer, OPTIMIZERS)]
     try: return make(parameters, lr=learning_rate, fused=True)
     except RuntimeError: return make(parameters, lr=learning_rate)
@@ -340,7 +358,7 @@ class Trainer:
         clip_grad_norm:'float|None'=None,  # Largest L2 norm of the gradient; `None`: as it comes
         autocast:'str|None'=None,         # 'bfloat16': matrix products in it; `None`: model's dtype
         compile:bool=False,               # A CUDA graph where that can be, else `torch.compile`
-        sparsity_warmup:'float|None'=None,  # Epochs; `None`: 30 % of them for Hoyer, else 0
+        sparsity_warmup:'float|None'=None,  # Epochs; `None`: 70 % of them for Hoyer, else 0
         target_l0:'float|None'=None,      # Adjust the weight until this many latents are active
         target_sparsity_level:'float|None'=None,  # Or until this share of activations is below 0.01
         revive:'str|None'='auto',         # Dead latents: 'resample' ('auto'), 'auxiliary', `None`
@@ -361,7 +379,8 @@ class Trainer:
             self.options['sparsity_type'] = copy.deepcopy(sparsity_type)
         self._check_options(model)
         self.model, self.generator = model.to(check_device(device)), torch.Generator()
-        self.generator.manual_seed(torch.seed() if seed is None else check_int('seed', seed, 0))
+        self.generator.manual_seed(torch.randint(2**62, ()).item() if seed is None
+                                   else check_int('seed', seed, 0))
         self._make_batches(train_data, val_data)
         self._make_state()
         self._make_callbacks()
@@ -461,7 +480,12 @@ def _make_callbacks(self:Trainer) -> None:
     o, target = self.options, (self.options['target_l0'], self.options['target_sparsity_level'])
     monitor, warmup = o['monitor'], o['sparsity_warmup']
     if monitor == 'auto': monitor = 'loss' if target == (None, None) else 'recon_loss'
-    if warmup is None: warmup = 0.3*self.num_epochs if o['sparsity_type'] == 'hoyer' else 0.
+    if warmup is None:
+        share = 0.7 if target == (None, None) else 0.3  # a target needs the time after it
+        warmup = share*self.num_epochs if o['sparsity_type'] == 'hoyer' else 0.
+    elif check_not_negative('sparsity_warmup', warmup) >= self.num_epochs:
+        raise ValueError("sparsity_warmup must be less than num_epochs "
+                         f"({self.num_epochs}), got {warmup:g}")
     callbacks = [
         *([StartFromData(o['target_l0'])] if check_bool('initialize', o['initialize']) else []),
         *([] if (o['lr_schedule'], o['lr_warmup']) == ('constant', 0) else
@@ -554,6 +578,19 @@ def autocast_losses(
         return losses_of(t.model, x, penalty, sparsity_weight, ramp, t.terms, t.generator)
 
 # %% ../nbs/02_training.ipynb #graph03
+@cache
+def _aside(device:torch.device) -> torch.cuda.Stream:
+    "Where graphs are recorded; they share their memory only on one stream."
+    return torch.cuda.Stream(device)
+
+@contextmanager
+def _stale_streams() -> Iterator[None]:
+    "Other computations that still hold a parameter do not keep it from being recorded."
+    allow = getattr(torch.autograd.graph, 'set_override_stale_capture_stream', lambda on: None)
+    allow(True)
+    try: yield
+    finally: allow(False)
+
 class _Graph:
     "Losses and gradients of one shape of batch, recorded to be launched as one."
     def __init__(self, t:Trainer, x:Tensor, pool:Any):
@@ -561,14 +598,16 @@ class _Graph:
         self.numbers = x.new_ones(3, dtype=torch.float64)  # as the ones of the trainer are
         self._tell(t)
         statistics = [(b, b.clone()) for b in t.model.buffers()]
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        here, aside = torch.cuda.current_stream(), _aside(x.device)
         aside.wait_stream(here)
         with torch.cuda.stream(aside):  # what is made at the first time is made here
             for _ in range(3): self._compute(t)
         here.wait_stream(aside)
         for b, value in statistics: b.copy_(value)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool): self.losses, self.gradients = self._compute(t)
+        with (_stale_streams(),  # other threads may use the GPU meanwhile
+              torch.cuda.graph(self.graph, pool, aside, capture_error_mode='thread_local')):
+            self.losses, self.gradients = self._compute(t)
 
     def _compute(self, t:Trainer) -> tuple[Losses, list]:
         before = [p.grad for p in t.parameters]
@@ -581,7 +620,7 @@ class _Graph:
         losses.minimised.backward()
         gradients = [p.grad for p in t.parameters]
         for p, g in zip(t.parameters, before): p.grad = g
-        return losses, gradients
+        return losses.detach(), gradients
 
     def _tell(self, t:Trainer) -> None:
         numbers = [t.sparsity_weight, t.ramp, t.target_sparsity]
@@ -594,7 +633,7 @@ class _Graph:
         self.x.copy_(x)
         self._tell(t)
         self.graph.replay()
-        return self.losses
+        return self.losses.detach()  # with entries that remember nothing of the last batch
 
     def add_gradients(self, t:Trainer, share:float) -> None:
         "Give the parameters the gradients of the last run, times `share`."
@@ -610,20 +649,35 @@ def graph_for(
     graphs:dict,        # Those that there are; one may be added
 ) -> '_Graph|None':     # `None` if there are four already, none of them for this shape
     "The graph for batches like this one."
-    tensors = *t.model.parameters(), *t.model.buffers()
-    key = x.shape, tuple(p.data_ptr() for p in tensors)
+    model, places = t.model, [b.data_ptr() for b in t.model.buffers()]
+    places += [(p.data_ptr(), p.requires_grad) for p in model.parameters()]
+    key = x.shape, repr(model.activation), *places, *(m.training for m in model.modules())
     if key not in graphs and len(graphs) < 4:  # one at a time is used: they share their memory
         graphs[key] = _Graph(t, x, next((g.graph.pool() for g in graphs.values()), None))
     return graphs.get(key)
 
 # %% ../nbs/02_training.ipynb #7317c495
+@cache
+def compiled_losses(
+    kind:str,    # What runs have in common that can be computed by the same code
+) -> Callable:   # As `batch_losses`
+    "`batch_losses` compiled: a function of its own for each kind, as torch gives up after eight."
+    copied = FunctionType(batch_losses.__code__.replace(), globals(), batch_losses.__name__,
+                          batch_losses.__defaults__)
+    return torch.compile(copied)
+
+def _kind(t:Trainer) -> str:
+    "What the compiled code of a run depends on."
+    chosen = [t.options[name] for name in ('sparsity_type', 'autocast')]
+    return repr((type(t.model), t.identity['model'], *chosen, t.terms))
+
 class Alone:
     "The computations of a single trainer, on whose decoder the norm is held."
     def __init__(self, trainers:list[Trainer]):
         (t,), self.graphs, self.replayed = trainers, {}, None
         self.trainer, self.graphed = t, t.options['compile'] and can_be_graphed(t)
         compiled = t.options['compile'] and not self.graphed
-        self.losses_of = torch.compile(batch_losses) if compiled else batch_losses
+        self.losses_of = compiled_losses(_kind(t)) if compiled else batch_losses
         self.release = getattr(t.model, 'hold_norm', lambda: lambda: None)()
         self._lay(lambda W: W.mT.contiguous().mT)  # atom after atom
 
@@ -678,7 +732,8 @@ def fit_together(
     for t in trainers:
         t.begin()
         for p in t.parameters: p.grad = None  # of a time before
-    with torch.cuda.device_of(trainers[0].parameters[0]), _in_unit_of_data(trainers):
+    device = torch.cuda.device_of(trainers[0].parameters[0])
+    with torch.enable_grad(), device, _in_unit_of_data(trainers):
         _fit(trainers, computation)
 
 @contextmanager
@@ -709,7 +764,9 @@ def _fit(trainers:Sequence[Trainer], computation:Callable) -> None:
         for t in trainers: t.stopped_by = t.stopped_by or 'interrupt'
     finally:
         if compute: compute.close()
-        for t in trainers: t.history['stopped_by'] = t.stopped_by
+        for t in trainers:
+            t.history['stopped_by'] = t.stopped_by
+            if t.losses is not None: t.losses = t.losses.detach()
         tell('after_fit', trainers)
         for t in trainers: t.model.eval()
 
@@ -838,7 +895,8 @@ def _described(value:Any) -> Any:
 def _identity(self:Trainer) -> dict:
     "What a run must have in common with the one that it goes on from."
     shapes = {name: list(p.shape) for name, p in self.model.state_dict().items()}
-    config = self.model.config() if hasattr(self.model, 'config') else shapes
+    ours = isinstance(self.model, BaseSparseAutoencoder)
+    config = self.model.config() if ours else shapes
     return {'model': f'{type(self.model).__name__} {config}',
             'train_data': self.train.fingerprint(), 'val_data': self.val.fingerprint(),
             **{name: _described(value) for name, value in self.options.items()
@@ -903,7 +961,7 @@ def train_sparse_autoencoder_with_early_stopping(
     val_data:Any,                     # The same, for validation
     num_epochs:int,                   # Epochs at most
     learning_rate:float,              # Of Adam; 1e-3 is a good start
-    patience:int,                     # Epochs without a lower validation loss before training stops
+    patience:int,                     # Epochs without a lower `monitor` before training stops
     sparsity_weight:float=0.1,        # Weight of the penalty, `>= 0`
     target_sparsity:float=0.05,       # Target rate of `'kl'`, strictly between 0 and 1
     sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # A name in `PENALTIES`, or `f(z)`
@@ -916,7 +974,8 @@ def train_sparse_autoencoder_with_early_stopping(
     `train_sparsity_loss`, `val_loss`, `val_recon_loss`, `val_sparsity_loss`
     (`loss = recon + sparsity_weight * sparsity`, plus weighted regularisers if there are any),
     `l0` (active latents per sample) and `dead_fraction` (latents never active) on the training
-    data, `val_l0`, `sparsity_weight`, `target_sparsity` and `learning_rate` as they were in effect,
+    data, `val_l0`, `sparsity_weight`, `target_sparsity` and `learning_rate` as they were in effect
+    (during `sparsity_warmup` a part of the weight; the losses have all of it),
     `seconds`, `revived` (latents), and each regulariser as `train_...` and `val_...`; with
     `normalize` in the unit of the scaled data. And
     `epochs_trained`; `best_epoch`, an index into the lists, `None` if no epoch was finished;

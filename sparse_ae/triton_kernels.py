@@ -81,7 +81,8 @@ def _make_choice() -> None:
 
     @triton.jit
     def _as_order(x):  # a whole number, the larger the sooner chosen
-        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
+        x = x.to(tl.float32)
+        bits = x.to(tl.int32, bitcast=True)
         return tl.where(x == x, bits, 0x7fff0000)  # the bits below may not be looked at
 
     @triton.jit

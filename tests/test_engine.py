@@ -22,6 +22,7 @@ from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
 from sparse_ae.batches import Batches
 from sparse_ae.checkpoints import CHECKPOINT, read_state
 from sparse_ae.live_latents import resample
+from sparse_ae.training import compiled_losses
 
 RUN = textwrap.dedent('''
     import json, sys, torch
@@ -151,6 +152,41 @@ def test_compiled_training_is_the_same_to_rounding(split):
         histories.append(fit(model, *split, 3, 1e-3, 3, sparsity_type='hoyer', seed=0, verbose=0,
                              compile=compiled))
     assert_close(histories[0]['val_loss'], histories[1]['val_loss'], rtol=1e-4, atol=1e-6)
+
+
+def test_each_kind_of_model_is_compiled_however_many(split, monkeypatch):
+    "torch compiles one function eight times at most, and runs it as it is from then on."
+    real, counters = torch.compile, torch._dynamo.utils.counters['stats']
+    monkeypatch.setattr(torch, 'compile', lambda f: real(f, backend='eager'))  # quicker
+    compiled_losses.cache_clear()
+    found = []
+    for width in (*range(10, 17), 10):
+        before = counters['unique_graphs']
+        fit(SparseAutoencoder(64, width), *split, 1, 1e-3, 1, verbose=0, compile=True)
+        found.append(counters['unique_graphs'] - before)
+    compiled_losses.cache_clear()
+    assert min(found[:-1]) > 0 and found[-1] == 0  # the last is like the first
+
+
+def test_a_model_of_ones_own_may_have_any_attribute(split):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config, self.inside = dict(width=20), SparseAutoencoder(64, 20)
+        def encode(self, x): return self.inside.encode(x)
+        def decode(self, z): return self.inside.decode(z)
+    assert fit(Own(), *split, 1, 1e-3, 1, verbose=0)['epochs_trained'] == 1
+
+
+def test_nothing_holds_the_way_back_to_the_weights_after_training(split):
+    class Stop(Callback):
+        def after_loss(self, trainer):
+            if trainer.step == 3: raise KeyboardInterrupt
+    trainer = Trainer(SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3)), *split, 1,
+                      1e-3, 1, verbose=0, batch_size=100, sparsity_type='none', callbacks=[Stop()])
+    trainer.fit()
+    assert trainer.stopped_by == 'interrupt' and trainer.losses.z.shape[1] == 20
+    assert not any(t.requires_grad for t in (*trainer.losses[:3], trainer.losses.z))
 
 
 def test_training_from_a_memory_map_in_blocks(split, tmp_path):

@@ -197,8 +197,11 @@ def test_graphs(make, options, graphs, runs):
         histories.append(train(model, 'cuda', data, compile=compile,
                                **dict(sparsity_type='l1') | options))
     assert len(set(runs)) == graphs and len(runs) >= 15
-    rounding = 1e-2 if 'autocast' in options else 1e-4
     for name in ('train_loss', 'val_loss', 'l0', 'sparsity_weight'):
+        # biases before batch normalisation do nothing in training and have gradients of rounding
+        # errors alone, of which Adam makes steps; the running means in validation lag behind them
+        lags = model.batch_norm and name == 'val_loss'
+        rounding = 1e-2 if 'autocast' in options else 5e-3 if lags else 1e-4
         assert_close(histories[1][name], histories[0][name], rtol=rounding, atol=0)
 
 
@@ -211,6 +214,34 @@ def test_a_graph_is_recorded_anew_where_weights_moved(runs):
     moved, plain = train(model, compile=True, callbacks=[Move()]), train(other)
     assert len(set(runs)) == 2
     assert_close(moved['train_loss'], plain['train_loss'], rtol=1e-4, atol=0)
+
+
+def test_recording_where_something_else_holds_the_parameters(runs):
+    model, plain = single().cuda(), train(single())
+    z = model.encode(TRAIN[:9].cuda())  # as in a notebook, with gradients
+    assert_close(train(model, compile=True)['train_loss'], plain['train_loss'], rtol=1e-4, atol=0)
+    assert runs and z.requires_grad
+
+
+def test_what_a_callback_changes_is_recorded_anew(runs):
+    class Change(Callback):
+        def before_epoch(self, trainer):
+            if trainer.epoch == 2: trainer.model.activation.k = 5
+            if trainer.epoch == 3: trainer.model.encoder_bias_1.requires_grad_(False)
+    histories = [train(single(), compile=compile, callbacks=[Change()]) for compile in (False, True)]
+    assert len(set(runs)) == 3
+    for name in ('train_loss', 'l0'):
+        assert_close(histories[1][name], histories[0][name], rtol=1e-4, atol=0)
+
+
+def test_the_code_of_each_batch_of_a_graph(runs):
+    codes = {False: [], True: []}
+    for compile, seen in codes.items():
+        class Look(Callback):
+            def after_loss(self, trainer): seen.append(trainer.losses.z.clone())
+        train(single(), compile=compile, callbacks=[Look()])
+    assert runs and len(codes[True]) == len(codes[False])
+    for ours, plain in zip(codes[True][:6], codes[False]): assert_close(ours, plain, rtol=1e-3, atol=1e-4)
 
 
 class Foreign(torch.nn.Module):
@@ -226,11 +257,12 @@ class Foreign(torch.nn.Module):
     (partial(SparseAutoencoder, 64, 20), dict(revive='auxiliary')), (Foreign, dict()),
     (partial(single, activation=BatchTopK), dict())])
 def test_what_a_graph_would_freeze_is_compiled(make, options, runs):
-    histories = []
+    histories, counters = [], torch._dynamo.utils.counters['stats']
     for compile in (False, True):
         torch.manual_seed(0)
+        before = counters['unique_graphs']
         histories.append(train(make().eval(), compile=compile, **options))
-    assert not runs
+    assert not runs and counters['unique_graphs'] > before
     assert_close(histories[1]['val_loss'], histories[0]['val_loss'], rtol=1e-2, atol=0)
 
 

@@ -173,6 +173,8 @@ SPOILT = {   # what stands on a page, and what must be said about it
     '<a href="nowhere.html">x</a>': 'leads nowhere', '<a href="#nowhere">x</a>': 'no such place',
     '<img src="index.html">': 'no alt text', '<p>a $$x^2$$</p>': 'shows a formula',
     '<pre>#| export\n</pre>': 'shows a directive', '<p>[@hoyer2004]</p>': 'shows a citation',
+    '<p>widths $d_0 = $</p>': 'shows a formula in a line', '<p>[`x`](y.html)</p>': 'shows a link',
+    '<pre>x # [`y`](https://z)</pre>': 'shows a link of the site',
     '<pre>VBox(children=())</pre>': 'shows a widget', '<p id="x"></p><p id="x"></p>': '2 elements',
     '<pre>Traceback (most recent call last)</pre>': 'shows a traceback',
     f'<pre>{ROOT.parent}/data</pre>': 'shows a path',

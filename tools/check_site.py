@@ -19,8 +19,10 @@ import sparse_ae
 HOME = f'{get_config().doc_host}{get_config().doc_baseurl}'.rstrip('/') + '/'  # once it is out
 # in the text of a page, outside code; and inside code as well
 TEXT = {'a formula': r'\$\$|\\(?:frac|mathbb|mathrm|lVert|tfrac|sum)\b', 'a div': r'^:::',
+        'a formula in a line': r'(?<!\$)\$[^$\n]+\$(?!\$)', 'a link': r'\]\((?:\w|\.|#)',
         'a citation': r'\[-?@\w+', 'a shortcode': r'\{\{<'}
 ALL = {'a traceback': r'Traceback \(most', 'a directive': r'^\s*#\|',
+       'a link of the site': r'\]\(https?:',
        'a widget': r'\w+\(children=', 'a figure as text': r'<Figure size',
        'a path of the machine': '|'.join(re.escape(f'{p}/') for p in (
            ROOT.parent, Path.home(), tempfile.gettempdir()) if p != Path('/'))}

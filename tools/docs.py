@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import is_dataclass
+from itertools import groupby
 from pathlib import Path
 
 import yaml
@@ -72,6 +73,32 @@ def show_fields(path:Path) -> None:
     path.write_text(json.dumps(nb), encoding='utf-8')
 
 
+def tidy_entries(path:Path) -> None:
+    """What nbdev does to entries and should not: links inside code, where they stay text; those of
+    one cell in reverse; half a sentence in italics; names such as `__iter__` read as bold."""
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    for cell in nb['cells']:
+        for out in cell.get('outputs', []) if cell.get('has_sd') else ():
+            text = ''.join(out.get('data', {}).get('text/markdown', ''))
+            head, fence, rest = text.partition('```python\n')
+            code, end, words = rest.partition('\n```')
+            head = re.sub('^#.*__.*', lambda name: name[0].replace('__', r'\_\_'), head, flags=re.M)
+            code = re.sub(r'\[(`[^`]+`)\]\(http\S+?\)', r'\1', code)
+            entry = re.search(r'sparse_ae/(\w+)\.py#.*^#+ (\w+)\.(\w+)$', head, re.M | re.S)
+            if entry:
+                cls = getattr(importlib.import_module(f'sparse_ae.{entry[1]}'), entry[2])
+                property_ = isinstance(inspect.getattr_static(cls, entry[3]), property)
+                if property_: code = '@property\n' + code
+            words = re.sub(r'^\n\n\*(.+)\*\n(\S.*(?:\n\S.*)*)', r'\n\n*\1\n\2*', words)
+            out['data']['text/markdown'] = head + fence + code + end + words
+            line = re.search(r'\.py#L(\d+)', head)
+            if line: cell['has_sd'] = int(line[1])  # True is 1: before all that have a line
+    runs = groupby(nb['cells'], lambda cell: bool(cell.get('has_sd')))
+    nb['cells'] = [cell for entries, run in runs for cell in (
+        sorted(run, key=lambda cell: cell['has_sd']) if entries else run)]
+    path.write_text(json.dumps(nb), encoding='utf-8')
+
+
 def relink(pages:Path, names:dict[str, str]) -> None:
     """Links to entries of this site, which nbdev makes for the names that Quarto gives to pages,
     become relative ones to the pages that are there."""
@@ -125,7 +152,9 @@ if __name__ == '__main__':
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
     source, target = proc_nbs(force=True), get_config().doc_path
-    for path in source.rglob('*.ipynb'): show_fields(path)
+    for path in source.rglob('*.ipynb'):
+        tidy_entries(path)
+        show_fields(path)
     named = {}  # as Quarto calls a page: as smalldocs calls it
     if shutil.which('quarto'): render = ['quarto', 'render', '--no-cache']
     else:

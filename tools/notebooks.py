@@ -71,6 +71,7 @@ def run(path: Path) -> None:
     "Execute one notebook in a fresh kernel, in place, and clean it."
     nb = nbformat.read(path, as_version=4)
     NotebookClient(nb, timeout=900, kernel_name='python3', store_widget_state=False,
+                   coalesce_streams=True,
                    extra_arguments=['--log-level=40'],
                    resources={'metadata': {'path': str(path.parent)}}).execute()
     clean(nb)
