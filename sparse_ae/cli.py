@@ -243,9 +243,9 @@ def _read_csv(path:Path) -> np.ndarray:
             for column, cell in enumerate(line.strip().split(','), 1):
                 try: float(cell)
                 except ValueError:
+                    names = ', or all columns a name' if number == 1 else ''
                     raise ValueError(f'line {number}, column {column} must be a number (between '
-                                     'commas, without quotes; a first line of names has no '
-                                     f'numbers in it), got {cell!r}') from None
+                                     f'commas, without quotes){names}, got {cell!r}') from None
         raise
 
 def load_matrix(

@@ -419,14 +419,15 @@ def hold_norm(
     """Take the stored decoder, from now on, for one that has its norm, and let its gradient have no
     radial part: for a caller that normalises after each change."""
     name, dim = self.normalized_weight()
-    W, hooks, self.norm_is_held = self.get_parameter(name), [], True
+    W, hooks = self.get_parameter(name), []
+    before, self.norm_is_held = self.norm_is_held, True
     if dim is not None and W.requires_grad:
         def tangent(g):
             return without_radial_part(g, W.detach(), dim)
         hooks.append(W.register_hook(tangent))
 
     def release() -> None:
-        self.norm_is_held = False
+        self.norm_is_held = before
         for hook in hooks: hook.remove()
     return release
 

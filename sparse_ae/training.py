@@ -584,12 +584,19 @@ def _aside(device:torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 @contextmanager
-def _stale_streams() -> Iterator[None]:
-    "Other computations that still hold a parameter do not keep it from being recorded."
-    allow = getattr(torch.autograd.graph, 'set_override_stale_capture_stream', lambda on: None)
-    allow(True)
-    try: yield
-    finally: allow(False)
+def _leaves(t:Trainer) -> Iterator[list[Tensor]]:
+    """Parameters with the memory of the model's, in their place. Recording fails if a computation
+    on another stream still holds the parameter: `z = model.encode(x)` in a cell is enough."""
+    held = [(module, name, p) for module in t.model.modules()
+            for name, p in module._parameters.items() if p is not None]
+    own = {p: nn.Parameter(p.detach(), p.requires_grad) for _, _, p in held}
+    try:
+        for module, name, p in held: module._parameters[name] = own[p]
+        release = t.model.hold_norm()
+        yield [own[p] for p in t.parameters]
+    finally:
+        release()
+        for module, name, p in held: module._parameters[name] = p
 
 class _Graph:
     "Losses and gradients of one shape of batch, recorded to be launched as one."
@@ -600,27 +607,24 @@ class _Graph:
         statistics = [(b, b.clone()) for b in t.model.buffers()]
         here, aside = torch.cuda.current_stream(), _aside(x.device)
         aside.wait_stream(here)
-        with torch.cuda.stream(aside):  # what is made at the first time is made here
-            for _ in range(3): self._compute(t)
-        here.wait_stream(aside)
-        for b, value in statistics: b.copy_(value)
-        self.graph = torch.cuda.CUDAGraph()
-        with (_stale_streams(),  # other threads may use the GPU meanwhile
-              torch.cuda.graph(self.graph, pool, aside, capture_error_mode='thread_local')):
-            self.losses, self.gradients = self._compute(t)
+        with _leaves(t) as leaves:
+            with torch.cuda.stream(aside):  # what is made at the first time is made here
+                for _ in range(3): self._compute(t, leaves)
+            here.wait_stream(aside)
+            for b, value in statistics: b.copy_(value)
+            self.graph = torch.cuda.CUDAGraph()  # other threads may use the GPU meanwhile
+            with torch.cuda.graph(self.graph, pool, aside, capture_error_mode='thread_local'):
+                self.losses, self.gradients = self._compute(t, leaves)
 
-    def _compute(self, t:Trainer) -> tuple[Losses, list]:
-        before = [p.grad for p in t.parameters]
-        for p in t.parameters: p.grad = None
+    def _compute(self, t:Trainer, leaves:list[Tensor]) -> tuple[Losses, list]:
+        for p in leaves: p.grad = None
         weight, ramp, target = self.numbers
         penalty = t.penalty
         if t.options['sparsity_type'] == 'kl':  # its target may move
             penalty = partial(get_penalty('kl'), target_sparsity=target)
         losses = autocast_losses(t, batch_losses, self.x, penalty, weight, ramp)
         losses.minimised.backward()
-        gradients = [p.grad for p in t.parameters]
-        for p, g in zip(t.parameters, before): p.grad = g
-        return losses.detach(), gradients
+        return losses.detach(), [p.grad for p in leaves]
 
     def _tell(self, t:Trainer) -> None:
         numbers = [t.sparsity_weight, t.ramp, t.target_sparsity]

@@ -22,7 +22,7 @@ from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
 from sparse_ae.batches import Batches
 from sparse_ae.checkpoints import CHECKPOINT, read_state
 from sparse_ae.live_latents import resample
-from sparse_ae.training import compiled_losses
+from sparse_ae.training import Alone, _leaves, batch_losses, compiled_losses
 
 RUN = textwrap.dedent('''
     import json, sys, torch
@@ -152,6 +152,24 @@ def test_compiled_training_is_the_same_to_rounding(split):
         histories.append(fit(model, *split, 3, 1e-3, 3, sparsity_type='hoyer', seed=0, verbose=0,
                              compile=compiled))
     assert_close(histories[0]['val_loss'], histories[1]['val_loss'], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
+@pytest.mark.parametrize('norm', ['atom', 'row', None])
+def test_leaves_in_place_of_the_parameters_get_their_gradients(split, cls, norm):
+    model = cls(64, 20, hidden_dims=(), activation=TopK(3), decoder_norm=norm)
+    trainer = Trainer(model, *split, 1, 1e-3, 1, verbose=0, sparsity_type='none')
+    trainer.begin()
+    compute, own = Alone([trainer]), list(model.parameters())
+    def step(): batch_losses(model, split[0], trainer.penalty, 0.).minimised.backward()
+    with _leaves(trainer) as leaves: step()
+    assert all(p is q for p, q in zip(model.parameters(), own, strict=True))
+    assert model.norm_is_held and all(p.grad is None for p in own)
+    step()
+    for leaf, p in zip(leaves, own, strict=True):
+        assert torch.equal(leaf.grad, p.grad) and leaf.data_ptr() == p.data_ptr()
+    compute.close()
+    assert not model.norm_is_held and not any(p._backward_hooks for p in own)
 
 
 def test_each_kind_of_model_is_compiled_however_many(split, monkeypatch):
