@@ -255,7 +255,7 @@ def inference(rounds):
     reach, found = {'decoder normalised': 'at most 0.75'}, []
     with torch.no_grad():
         for functions in (here, {'textbook': lambda: book(x)}):  # whose memory goes back to the system
-            times = interleaved({'products': products, **functions}, 3*rounds)
+            times = interleaved({'products': products, **functions}, 20*rounds)
             found += [(f'encode + decode, k = 32, {name} / two dense products',
                        ratio(times, name, 'products'), reach.get(name, '')) for name in functions]
     return found
