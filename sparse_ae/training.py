@@ -577,7 +577,7 @@ def autocast_losses(
     with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
         return losses_of(t.model, x, penalty, sparsity_weight, ramp, t.terms, t.generator)
 
-# %% ../nbs/02_training.ipynb #graph03
+# %% ../nbs/02_training.ipynb #graph03a
 @cache
 def _aside(device:torch.device) -> torch.cuda.Stream:
     "Where graphs are recorded; they share their memory only on one stream."
@@ -598,6 +598,7 @@ def _leaves(t:Trainer) -> Iterator[list[Tensor]]:
         release()
         for module, name, p in held: module._parameters[name] = p
 
+# %% ../nbs/02_training.ipynb #graph03
 class _Graph:
     "Losses and gradients of one shape of batch, recorded to be launched as one."
     def __init__(self, t:Trainer, x:Tensor, pool:Any):
@@ -660,7 +661,7 @@ def graph_for(
         graphs[key] = _Graph(t, x, next((g.graph.pool() for g in graphs.values()), None))
     return graphs.get(key)
 
-# %% ../nbs/02_training.ipynb #7317c495
+# %% ../nbs/02_training.ipynb #compile01
 @cache
 def compiled_losses(
     kind:str,    # What runs have in common that can be computed by the same code
@@ -675,6 +676,7 @@ def _kind(t:Trainer) -> str:
     chosen = [t.options[name] for name in ('sparsity_type', 'autocast')]
     return repr((type(t.model), t.identity['model'], *chosen, t.terms))
 
+# %% ../nbs/02_training.ipynb #7317c495
 class Alone:
     "The computations of a single trainer, on whose decoder the norm is held."
     def __init__(self, trainers:list[Trainer]):
