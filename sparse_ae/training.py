@@ -603,8 +603,8 @@ class _Graph:
     "Losses and gradients of one shape of batch, recorded to be launched as one."
     def __init__(self, t:Trainer, x:Tensor, pool:Any):
         self.x, self.known = x.clone(), None
-        self.numbers = x.new_ones(3, dtype=torch.float64)  # as the ones of the trainer are
-        self._tell(t)
+        self.numbers = x.new_ones(4, dtype=torch.float64)  # as the ones of the trainer are
+        self._tell(t, x)
         statistics = [(b, b.clone()) for b in t.model.buffers()]
         here, aside = torch.cuda.current_stream(), _aside(x.device)
         aside.wait_stream(here)
@@ -619,16 +619,17 @@ class _Graph:
 
     def _compute(self, t:Trainer, leaves:list[Tensor]) -> tuple[Losses, list]:
         for p in leaves: p.grad = None
-        weight, ramp, target = self.numbers
+        weight, ramp, target, share = self.numbers
         penalty = t.penalty
         if t.options['sparsity_type'] == 'kl':  # its target may move
             penalty = partial(get_penalty('kl'), target_sparsity=target)
         losses = autocast_losses(t, batch_losses, self.x, penalty, weight, ramp)
-        losses.minimised.backward()
+        (share.to(losses.minimised.dtype) * losses.minimised).backward()
         return losses.detach(), [p.grad for p in leaves]
 
-    def _tell(self, t:Trainer) -> None:
-        numbers = [t.sparsity_weight, t.ramp, t.target_sparsity]
+    def _tell(self, t:Trainer, x:Tensor) -> None:
+        share = len(x) / sum(map(len, t.batches))
+        numbers = [t.sparsity_weight, t.ramp, t.target_sparsity, share]
         if self.known == numbers: return
         self.numbers.copy_(torch.tensor(numbers, dtype=self.numbers.dtype))
         self.known = numbers
@@ -636,15 +637,15 @@ class _Graph:
     def run(self, t:Trainer, x:Tensor) -> Losses:
         "The losses of `x`, which are there until the next run."
         self.x.copy_(x)
-        self._tell(t)
+        self._tell(t, x)
         self.graph.replay()
         return self.losses.detach()  # with entries that remember nothing of the last batch
 
     def add_gradients(self, t:Trainer, share:float) -> None:
-        "Give the parameters the gradients of the last run, times `share`."
+        "Give the parameters the gradients of the last run, which was a `share` of the step."
         for p, g in zip(t.parameters, self.gradients):
             if g is None: continue
-            if share != 1: g = share*g
+            if share != 1: g = g.clone()  # before the next run is written over it
             p.grad = g if p.grad is None else p.grad + g
 
 # %% ../nbs/02_training.ipynb #graph04
