@@ -590,10 +590,9 @@ def _leaves(t:Trainer) -> Iterator[list[Tensor]]:
     held = [(module, name, p) for module in t.model.modules()
             for name, p in module._parameters.items() if p is not None]
     own = {p: nn.Parameter(p.detach(), p.requires_grad) for _, _, p in held}
-    try:
-        for module, name, p in held: module._parameters[name] = own[p]
-        release = t.model.hold_norm()
-        yield [own[p] for p in t.parameters]
+    for module, name, p in held: module._parameters[name] = own[p]
+    release = t.model.hold_norm()
+    try: yield [own[p] for p in t.parameters]
     finally:
         release()
         for module, name, p in held: module._parameters[name] = p
