@@ -14,6 +14,7 @@ import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,10 @@ def check_rows(
                          f"(as {dtype}); remove or fill them first")
 
 # %% ../nbs/08_checks.ipynb #c3c0e631
+@cache
+def _argument_names(cls:type) -> tuple[str, ...]:
+    return tuple(inspect.signature(cls).parameters)
+
 class Choice:
     "What has a name, and options that its constructor takes and keeps under their names."
     name = ''
@@ -186,7 +191,7 @@ class Choice:
     @property
     def options(self) -> dict:
         "The arguments that make it again."
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: getattr(self, name) for name in _argument_names(type(self))}
 
     def config(self) -> 'str|dict':
         "How a configuration file writes it: its name, with its options if it has any."

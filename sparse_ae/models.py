@@ -364,8 +364,8 @@ def _decode_sparse(self:BaseSparseAutoencoder, code:SparseCode) -> Tensor:
     atoms = self._output_weight().mT.clone(memory_format=torch.contiguous_format)
     unit_norm_(atoms, -3 - DECODER_NORMS[self.decoder_norm])
     dtype, e = code.values.dtype, code.entries
-    sums = sums_of_rows(code.values, e.latents, e.starts, atoms.to(dtype), dtype)
-    return sums.add_(self.decoder_bias_1)
+    return sums_of_rows(code.values, e.latents, e.starts, atoms.to(dtype), dtype,
+                        self.decoder_bias_1)
 
 # %% ../nbs/00_models.ipynb #7e6308d4
 @contextmanager
@@ -415,19 +415,20 @@ def normalize_decoder_weights_row_wise(self:BaseSparseAutoencoder) -> None:
 @patch
 def hold_norm(
     self:BaseSparseAutoencoder,
+    project:bool=True,         # Let its gradient have no radial part? `False`: the caller does
 ) -> Callable[[], None]:       # Ends it
-    """Take the stored decoder, from now on, for one that has its norm, and let its gradient have no
-    radial part: for a caller that normalises after each change."""
+    """Take the stored decoder, from now on, for one that has its norm: for a caller that normalises
+    after each change."""
     name, dim = self.normalized_weight()
     W, hooks = self.get_parameter(name), []
-    before, self.norm_is_held = self.norm_is_held, True
-    if dim is not None and W.requires_grad:
+    self.norm_is_held = True
+    if project and dim is not None and W.requires_grad:
         def tangent(g):
             return without_radial_part(g, W.detach(), dim)
         hooks.append(W.register_hook(tangent))
 
     def release() -> None:
-        self.norm_is_held = before
+        self.norm_is_held = False
         for hook in hooks: hook.remove()
     return release
 

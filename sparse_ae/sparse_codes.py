@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .triton_kernels import triton_kernels
+from .triton_kernels import rounded, triton_kernels
 
 # %% ../nbs/27_sparse_codes.ipynb #0b542120
 def _topk(u:Tensor, k:int) -> tuple[Tensor, Tensor]:
@@ -133,12 +134,14 @@ def sums_of_rows(
     starts:Tensor,    # Where each sum begins, and the end, `(n + 1,)`
     matrix:Tensor,    # Shape `(number of rows, d)`
     dtype:torch.dtype,  # Format of the result
+    bias:'Tensor|None'=None,  # To be added to each sum, `(d,)`
 ) -> Tensor:          # Shape `(n, d)`
     "Weighted sums of rows of `matrix`, for use without gradients."
     if fast := triton_kernels(matrix):
-        return fast.sums_of_rows(values, rows, starts, matrix, dtype)
-    return F.embedding_bag(rows, matrix, starts, mode='sum', per_sample_weights=values,
+        return fast.sums_of_rows(values, rows, starts, matrix, dtype, bias)
+    sums = F.embedding_bag(rows, matrix, starts, mode='sum', per_sample_weights=values,
                            include_last_offset=True).to(dtype)
+    return sums if bias is None else sums.add_(bias)
 
 def products_of_rows(
     entries:Entries,  # Which are asked for
@@ -158,13 +161,13 @@ def products_of_rows(
 class _Decode(torch.autograd.Function):
     "`z @ D.T + b` in the format of the code; gradients in those of `D` and `b`."
     @staticmethod
-    def forward(ctx, values, D, b, entries):
+    def forward(ctx, values, D, b, atoms, entries):
         ctx.entries, ctx.formats, dtype = entries, (D.dtype, b.dtype), values.dtype
-        atoms = D.mT.to(dtype).contiguous()
         ctx.save_for_backward(values, atoms)
-        return sums_of_rows(values, entries.latents, entries.starts, atoms, dtype).add_(b)
+        return sums_of_rows(values, entries.latents, entries.starts, atoms, dtype, b)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         (values, atoms), of_values, of_D, of_b = ctx.saved_tensors, None, None, None
         grad = grad.contiguous()
@@ -173,7 +176,7 @@ class _Decode(torch.autograd.Function):
             order, samples, starts = ctx.entries.by_latent
             of_D = sums_of_rows(values[order], samples, starts, grad, ctx.formats[0]).mT
         if ctx.needs_input_grad[2]: of_b = grad.sum(0, dtype=ctx.formats[1])
-        return of_values, of_D, of_b, None
+        return of_values, of_D, of_b, None, None
 
 def _sums_by_latent(values:Tensor, e:Entries, dtype:torch.dtype) -> Tensor:
     "Of the values of each latent's entries; always in the same order, on a GPU as well."
@@ -193,6 +196,7 @@ class _Encode(torch.autograd.Function):
         return values.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         (x, W), e, of_x, of_W, of_b = ctx.saved_tensors, ctx.entries, None, None, None
         if ctx.needs_input_grad[0]:
@@ -219,7 +223,7 @@ def encode_sparsely(
         rows = max(256, entries // len(b)) if activation.by_sample else max(1, len(x))
         parts = x.chunk(max(1, math.ceil(len(x) / rows)))
         u = x.new_empty(len(parts[0]), len(b))   # one place for all of them
-        weights, bias = W.to(x.dtype).T, b.to(x.dtype)
+        weights, bias = rounded(W, x.dtype).T, b.to(x.dtype)
         parts = [activation.choose(torch.addmm(bias, part, weights, out=u[:len(part)]))
                  for part in parts]
         chosen = joined(parts)
@@ -243,4 +247,5 @@ def decode_sparsely(
     b:Tensor,          # Its bias, `(input_dim,)`
 ) -> Tensor:           # Reconstruction, `(n, input_dim)`, in the format of the code
     "The reconstruction from a code, with gradients."
-    return _Decode.apply(code.values, D, b, code.entries)
+    with torch.no_grad(): atoms = rounded(D, code.values.dtype).mT.contiguous()
+    return _Decode.apply(code.values, D, b, atoms, code.entries)

@@ -20,7 +20,6 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
@@ -39,6 +38,8 @@ from .losses import (get_penalty, l1_sparsity_loss, mean_activation,
                               no_sparsity_loss)
 from .models import BaseSparseAutoencoder, Encoded, evaluating
 from .sparse_codes import SparseCode
+from .triton_kernels import (AdamOfRows, as_rows, kernels_for_rows,
+                                      mean_squared_error)
 
 # %% ../nbs/02_training.ipynb #bdc18f58
 class Losses(NamedTuple):
@@ -137,7 +138,7 @@ def batch_losses(
     encoded = encode_batch(model, x, lean)
     # before decoding: so that backward has the decoder's gradient first, and adds this one to it
     sparsity = lighter(activation, penalty)(penalised(model, encoded, penalty))
-    recon = F.mse_loss(decode_batch(model, encoded.z, x), x)
+    recon = mean_squared_error(decode_batch(model, encoded.z, x), x)
     values = {term.name: term(model, x, encoded, generator) for term in terms}
     return combine(recon, encoded.z, sparsity, sparsity_weight, ramp, terms, values,
                    getattr(activation, 'nonnegative', False))
@@ -590,11 +591,12 @@ def _leaves(t:Trainer) -> Iterator[list[Tensor]]:
     held = [(module, name, p) for module in t.model.modules()
             for name, p in module._parameters.items() if p is not None]
     own = {p: nn.Parameter(p.detach(), p.requires_grad) for _, _, p in held}
-    for module, name, p in held: module._parameters[name] = own[p]
-    release = t.model.hold_norm()
+    for module, name, p in held:
+        module._parameters[name] = own[p]
+        for hook in (p._backward_hooks or {}).values(): own[p].register_hook(hook)
+        if hasattr(p, 'rounded'): own[p].rounded = p.rounded
     try: yield [own[p] for p in t.parameters]
     finally:
-        release()
         for module, name, p in held: module._parameters[name] = p
 
 # %% ../nbs/02_training.ipynb #graph03
@@ -684,19 +686,39 @@ class Alone:
         self.trainer, self.graphed = t, t.options['compile'] and can_be_graphed(t)
         compiled = t.options['compile'] and not self.graphed
         self.losses_of = compiled_losses(_kind(t)) if compiled else batch_losses
-        self.release = getattr(t.model, 'hold_norm', lambda: lambda: None)()
         self._lay(lambda W: W.mT.contiguous().mT)  # atom after atom
+        self.rows = self._make_rows()
+        keeps = self.rows is not None and any(self.rows.unit.values())
+        hold, watched = getattr(t.model, 'hold_norm', None), t.listeners['after_backward']
+        self.normalise = None if keeps else getattr(t.model, 'normalize_decoder_weights', None)
+        self.release = hold(project=bool(watched) or not keeps) if hold else None
 
     def close(self) -> None:
         "Leave the model as others expect it."
-        self.release()
+        if self.release: self.release()
+        if self.rows: self.rows.close()
         self._lay(Tensor.contiguous)
+
+    def _single(self) -> bool:
+        "Does a step read single atoms, and is the optimiser one of torch's?"
+        t = self.trainer  # an optimiser of one's own may want to flatten the weights
+        return getattr(t.model, 'has_sparse_path', False) and not callable(t.options['optimizer'])
+
+    def _make_rows(self) -> 'AdamOfRows|None':
+        "Steps of the matrices by kernels of their own, where these can be used."
+        t, (group, *_) = self.trainer, self.trainer.optimizer.param_groups
+        if not self._single() or group['amsgrad'] or group['maximize']: return None
+        name, dim = t.model.normalized_weight()
+        unit = {W: t.model.get_parameter(name) is W and dim == (-1 if W.is_contiguous() else -2)
+                for W in t.parameters if W.ndim == 2}
+        if not all(kernels_for_rows(as_rows(W)) for W in unit): return None
+        own = all(type(c).__module__.startswith('sparse_ae.') for c in t.callbacks)
+        return AdamOfRows(t.optimizer, unit, AUTOCAST[t.options['autocast']] if own else None)
 
     def _lay(self, lay:Callable[[Tensor], Tensor]) -> None:
         "Change how a decoder of which a step reads single atoms lies in memory, and its moments."
         t = self.trainer
-        if not getattr(t.model, 'has_sparse_path', False) or t.model.tied: return
-        if callable(t.options['optimizer']): return  # one's own may want to flatten the weights
+        if not self._single() or t.model.tied: return
         D = t.model.decoder_mat_1
         D.data, state = lay(D.data), t.optimizer.state.get(D, {})
         state.update({name: lay(value) for name, value in state.items()
@@ -706,6 +728,8 @@ class Alone:
         "The losses of each trainer on its batch."
         t, (x,), self.replayed = self.trainer, batches, None
         if self.graphed and torch.is_grad_enabled() and not t.terms:
+            for p in t.parameters:  # what a replay reads
+                if hasattr(p, 'rounded'): p.rounded.of(p)
             self.replayed = graph_for(t, x, self.graphs)
         return [self.replayed.run(t, x) if self.replayed else
                 autocast_losses(t, self.losses_of, x, t.penalty, t.sparsity_weight, t.ramp)]
@@ -720,9 +744,10 @@ class Alone:
         "One step of the optimiser, from the gradients that are there."
         t = self.trainer
         for group in t.optimizer.param_groups: group['lr'] = t.learning_rate
+        if self.rows: self.rows.step()
         t.optimizer.step()
         for p in t.parameters: p.grad = None
-        if hasattr(t.model, 'normalize_decoder_weights'): t.model.normalize_decoder_weights()
+        if self.normalise: self.normalise()
 
 # %% ../nbs/02_training.ipynb #b747000d
 def _keep_freed_memory() -> None:

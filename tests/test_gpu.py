@@ -14,7 +14,8 @@ from sparse_ae.callbacks import Callback
 from sparse_ae.live_latents import Resample
 from sparse_ae.models import BaseSparseAutoencoder
 from sparse_ae.sparse_codes import largest, largest_of_all
-from sparse_ae.training import Trainer, TrainingDiverged, _Graph
+from sparse_ae.training import Alone, Trainer, TrainingDiverged, _Graph
+from sparse_ae.triton_kernels import mean_squared_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 X = digits()
@@ -138,6 +139,39 @@ def test_data_that_do_not_fit_travel_batch_by_batch(monkeypatch):
     assert not far.train.rows.is_cuda
     assert next(iter(far.train)).is_cuda
     assert train(single())['train_loss'] == together['train_loss']
+
+
+@pytest.mark.parametrize('cls, norm', [(SparseAutoencoder, 'atom'), (SparseAutoencoder, 'row'),
+                                       (SparseAutoencoder, None), (TiedWeightSparseAutoencoder, 'atom')])
+@pytest.mark.parametrize('options', [
+    dict(), dict(optimizer='adamw'), dict(clip_grad_norm=0.1), dict(accumulate=2, compile=True),
+    dict(compile=True), dict(autocast='bfloat16'), dict(autocast='bfloat16', compile=True),
+    dict(autocast='bfloat16', compile=True, revive=Resample, batch_size=100)])
+def test_steps_of_rows_are_those_of_torch(cls, norm, options, monkeypatch):
+    made, make = [], Alone._make_rows
+    monkeypatch.setattr(Alone, '_make_rows', lambda self: made.append(make(self)) or made[-1])
+    def run():
+        revive = dict(revive=Resample(window=1000)) if 'revive' in options else {}
+        return train(single(cls, decoder_norm=norm), **options | revive)
+    found = run()
+    monkeypatch.setattr(Alone, '_make_rows', lambda self: None)
+    wanted = run()
+    assert made[0].steps and min(made[0].steps.values()) >= 15
+    rounding = 1e-2 if 'autocast' in options else 1e-4
+    for name in ('train_loss', 'val_loss'): assert_close(found[name], wanted[name], rtol=rounding, atol=0)
+
+
+@pytest.mark.parametrize('compile', [False, True])
+def test_copies_of_the_weights_are_those_of_now(compile):
+    class Look(Callback):
+        def after_step(self, trainer): looks.append([(W.rounded.copy.clone(), W.bfloat16()) for W in matrices])
+    looks, model = [], single().cuda()
+    matrices = model.encoder_mat_1, model.decoder_mat_1
+    Look.__module__ = 'sparse_ae.tests'  # with one of one's own there are no copies
+    train(model, autocast='bfloat16', compile=compile, callbacks=[Look()])
+    assert len(looks) == 30
+    for pairs in looks:
+        for kept, anew in pairs: assert torch.equal(kept, anew)
 
 
 def test_the_decoder_is_left_as_it_was():
@@ -297,3 +331,16 @@ def test_a_sweep_and_evaluation():
     here = evaluate_sparse_autoencoder(model, VAL, 'cpu')
     assert_close(there['mean'], here['mean'], rtol=1e-4, atol=0)
     assert_close(there['latent_codes'], here['latent_codes'], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('shape', [(1100, 1001), (3, 7)])
+def test_mean_squared_error(dtype, shape):
+    torch.manual_seed(0)
+    a = torch.randn(shape, dtype=dtype, device='cuda', requires_grad=True)
+    b = torch.randn(shape, device='cuda')
+    losses = [mean_squared_error(a, b), F.mse_loss(a.float(), b)]
+    assert_close(*losses)
+    ours, theirs = (torch.autograd.grad(3*loss, a)[0] for loss in losses)
+    assert ours.dtype == dtype
+    assert_close(ours, theirs, rtol=1e-6 if dtype == torch.float32 else 2**-8, atol=1e-7)

@@ -249,3 +249,80 @@ def test_kernels_in_tritons_interpreter():
     done = subprocess.run([sys.executable, '-c', INTERPRETED], capture_output=True, text=True,
                           env={**os.environ, 'TRITON_INTERPRET': '1'})
     assert done.stdout == 'the same\n', done.stderr
+
+
+STEPPED = r'''
+import os, tempfile, torch
+from torch.testing import assert_close
+from sparse_ae import SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits
+from sparse_ae.callbacks import Callback
+from sparse_ae.training import Alone, Trainer
+X = digits()
+
+def trainer(cls=SparseAutoencoder, norm='atom', epochs=2, **options):
+    torch.manual_seed(0)
+    model = cls(64, 10, hidden_dims=(), activation=TopK(3), decoder_norm=norm)
+    return Trainer(model, X[:24], X[24:30], epochs, 1e-2, 5, **dict(
+        sparsity_type='none', seed=0, verbose=0, batch_size=8, revive=None) | options)
+
+def trained(interpreted, *args, **options):
+    os.environ['TRITON_INTERPRET'] = str(interpreted)
+    t = trainer(*args, **options)
+    t.fit()
+    assert not any(hasattr(p, 'rounded') for p in t.model.parameters())
+    moments = [m for p in t.parameters for m in t.moments(p)]
+    return t.history['val_loss'], list(t.model.parameters()), moments
+
+class Watch(Callback):  # sees gradients without a radial part
+    def after_backward(self, t):
+        W = t.model.decoder_mat_1
+        assert_close((W*W.grad).sum(0), torch.zeros(10), atol=1e-8, rtol=0)
+
+for args, options in (((), {}), ((), dict(optimizer='adamw')), ((), dict(clip_grad_norm=0.01)),
+                      ((TiedWeightSparseAutoencoder,), {}), ((SparseAutoencoder, 'row'), {}),
+                      ((SparseAutoencoder, None), {}), ((), dict(accumulate=2))):
+    watch = dict(callbacks=[Watch()]) if options else {}
+    found, wanted = trained(1, *args, **options, **watch), trained(0, *args, **options)
+    for a, b in zip(found, wanted): assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+found, wanted = trained(1, autocast='bfloat16'), trained(0, autocast='bfloat16')
+assert_close(found[0], wanted[0], rtol=1e-2, atol=0)
+found = trained(1)
+with tempfile.TemporaryDirectory() as place:  # bit for bit, also after a checkpoint
+    trained(1, epochs=1, checkpoint_dir=place)
+    parts = trained(1, epochs=2, checkpoint_dir=place, resume=True)
+assert torch.equal(torch.tensor(parts[0]), torch.tensor(found[0]))
+assert all(map(torch.equal, parts[1], found[1]))
+
+os.environ['TRITON_INTERPRET'] = '1'
+t = trainer(autocast='bfloat16')
+t.begin()
+compute, x = Alone([t]), X[:8]
+for W in (t.model.encoder_mat_1, t.model.decoder_mat_1):
+    kept = W.rounded.copy
+    t.batches = [x]
+    (losses,) = compute.losses([x])
+    compute.backward([losses], 1.)
+    compute.step()                       # the kernel writes both; interpreted, it cuts digits off
+    assert_close(kept.float(), W.detach(), rtol=2**-7, atol=0)
+    assert W.rounded.version == W._version
+    with torch.no_grad(): W *= 1.5       # somebody changes the weights
+    (losses,) = compute.losses([x])
+    assert torch.equal(kept, W.bfloat16())
+compute.close()
+class Own(Callback): pass                # may write to .data, unseen
+t = trainer(autocast='bfloat16', callbacks=[Own()])
+t.begin()
+assert Alone([t]).rows and not hasattr(t.model.encoder_mat_1, 'rounded')
+t = trainer(optimizer=torch.optim.Adam)
+t.begin()
+assert Alone([t]).rows is None
+print('the same')
+'''
+
+
+def test_steps_in_tritons_interpreter():
+    pytest.importorskip('triton')
+    done = subprocess.run([sys.executable, '-c', STEPPED], capture_output=True, text=True,
+                          env={**os.environ, 'TRITON_INTERPRET': '1'})
+    assert done.stdout == 'the same\n', done.stderr
