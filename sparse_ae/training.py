@@ -6,7 +6,8 @@
 __all__ = ['OPTIMIZERS', 'AUTOCAST', 'MEASURED', 'STATE', 'FREE', 'Losses', 'count_active', 'encode_batch', 'decode_batch',
            'reconstruct', 'batch_losses', 'penalised', 'needs_code_alone', 'lighter', 'combine', 'Meter',
            'TrainingDiverged', 'check_autoencoder', 'make_optimizer', 'Trainer', 'can_be_graphed', 'autocast_losses',
-           'graph_for', 'compiled_losses', 'Alone', 'fit_together', 'train_sparse_autoencoder_with_early_stopping']
+           'graph_for', 'compiled_losses', 'reads_atoms', 'steps_of_rows', 'Alone', 'fit_together',
+           'train_sparse_autoencoder_with_early_stopping']
 
 # %% ../nbs/02_training.ipynb #76e84497
 import copy
@@ -678,6 +679,26 @@ def _kind(t:Trainer) -> str:
     chosen = [t.options[name] for name in ('sparsity_type', 'autocast')]
     return repr((type(t.model), t.identity['model'], *chosen, t.terms))
 
+# %% ../nbs/02_training.ipynb #rows01
+def reads_atoms(
+    t:Trainer,
+) -> bool:    # An optimiser of one's own may want to flatten the weights
+    "Does a step read single atoms, and is the optimiser one of torch's?"
+    return getattr(t.model, 'has_sparse_path', False) and not callable(t.options['optimizer'])
+
+def steps_of_rows(
+    t:Trainer,               # Its dictionary lies atom after atom, if it has one of its own
+) -> 'AdamOfRows|None':      # `None`: the optimiser steps all parameters
+    "The steps of the matrices by kernels, where these can be used."
+    group = t.optimizer.param_groups[0]
+    if not reads_atoms(t) or group['amsgrad'] or group['maximize']: return None
+    name, dim = t.model.normalized_weight()
+    unit = {W: t.model.get_parameter(name) is W and dim == (-1 if W.is_contiguous() else -2)
+            for W in t.parameters if W.ndim == 2}
+    if not all(kernels_for_rows(as_rows(W)) for W in unit): return None
+    own = all(type(c).__module__.startswith('sparse_ae.') for c in t.callbacks)
+    return AdamOfRows(t.optimizer, unit, AUTOCAST[t.options['autocast']] if own else None)
+
 # %% ../nbs/02_training.ipynb #7317c495
 class Alone:
     "The computations of a single trainer, on whose decoder the norm is held."
@@ -687,11 +708,10 @@ class Alone:
         compiled = t.options['compile'] and not self.graphed
         self.losses_of = compiled_losses(_kind(t)) if compiled else batch_losses
         self._lay(lambda W: W.mT.contiguous().mT)  # atom after atom
-        self.rows = self._make_rows()
-        keeps = self.rows is not None and any(self.rows.unit.values())
+        self.rows = steps_of_rows(t)
+        projects = self.rows is not None and any(self.rows.unit.values())
         hold, watched = getattr(t.model, 'hold_norm', None), t.listeners['after_backward']
-        self.normalise = None if keeps else getattr(t.model, 'normalize_decoder_weights', None)
-        self.release = hold(project=bool(watched) or not keeps) if hold else None
+        self.release = hold(project=bool(watched) or not projects) if hold else None
 
     def close(self) -> None:
         "Leave the model as others expect it."
@@ -699,26 +719,10 @@ class Alone:
         if self.rows: self.rows.close()
         self._lay(Tensor.contiguous)
 
-    def _single(self) -> bool:
-        "Does a step read single atoms, and is the optimiser one of torch's?"
-        t = self.trainer  # an optimiser of one's own may want to flatten the weights
-        return getattr(t.model, 'has_sparse_path', False) and not callable(t.options['optimizer'])
-
-    def _make_rows(self) -> 'AdamOfRows|None':
-        "Steps of the matrices by kernels of their own, where these can be used."
-        t, (group, *_) = self.trainer, self.trainer.optimizer.param_groups
-        if not self._single() or group['amsgrad'] or group['maximize']: return None
-        name, dim = t.model.normalized_weight()
-        unit = {W: t.model.get_parameter(name) is W and dim == (-1 if W.is_contiguous() else -2)
-                for W in t.parameters if W.ndim == 2}
-        if not all(kernels_for_rows(as_rows(W)) for W in unit): return None
-        own = all(type(c).__module__.startswith('sparse_ae.') for c in t.callbacks)
-        return AdamOfRows(t.optimizer, unit, AUTOCAST[t.options['autocast']] if own else None)
-
     def _lay(self, lay:Callable[[Tensor], Tensor]) -> None:
         "Change how a decoder of which a step reads single atoms lies in memory, and its moments."
         t = self.trainer
-        if not self._single() or t.model.tied: return
+        if not reads_atoms(t) or t.model.tied: return
         D = t.model.decoder_mat_1
         D.data, state = lay(D.data), t.optimizer.state.get(D, {})
         state.update({name: lay(value) for name, value in state.items()
@@ -744,10 +748,11 @@ class Alone:
         "One step of the optimiser, from the gradients that are there."
         t = self.trainer
         for group in t.optimizer.param_groups: group['lr'] = t.learning_rate
-        if self.rows: self.rows.step()
+        normalised = self.rows is not None and self.rows.step()
         t.optimizer.step()
         for p in t.parameters: p.grad = None
-        if self.normalise: self.normalise()
+        if not normalised and hasattr(t.model, 'normalize_decoder_weights'):
+            t.model.normalize_decoder_weights()
 
 # %% ../nbs/02_training.ipynb #b747000d
 def _keep_freed_memory() -> None:

@@ -9,12 +9,12 @@ from torch.testing import assert_close
 
 from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits,
                        evaluate_sparse_autoencoder, sweep,
-                       train_sparse_autoencoder_with_early_stopping)
+                       train_sparse_autoencoder_with_early_stopping, training)
 from sparse_ae.callbacks import Callback
 from sparse_ae.live_latents import Resample
 from sparse_ae.models import BaseSparseAutoencoder
 from sparse_ae.sparse_codes import largest, largest_of_all
-from sparse_ae.training import Alone, Trainer, TrainingDiverged, _Graph
+from sparse_ae.training import Trainer, TrainingDiverged, _Graph
 from sparse_ae.triton_kernels import mean_squared_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -148,13 +148,13 @@ def test_data_that_do_not_fit_travel_batch_by_batch(monkeypatch):
     dict(compile=True), dict(autocast='bfloat16'), dict(autocast='bfloat16', compile=True),
     dict(autocast='bfloat16', compile=True, revive=Resample, batch_size=100)])
 def test_steps_of_rows_are_those_of_torch(cls, norm, options, monkeypatch):
-    made, make = [], Alone._make_rows
-    monkeypatch.setattr(Alone, '_make_rows', lambda self: made.append(make(self)) or made[-1])
+    made, make = [], training.steps_of_rows
+    monkeypatch.setattr(training, 'steps_of_rows', lambda t: made.append(make(t)) or made[-1])
     def run():
         revive = dict(revive=Resample(window=1000)) if 'revive' in options else {}
         return train(single(cls, decoder_norm=norm), **options | revive)
     found = run()
-    monkeypatch.setattr(Alone, '_make_rows', lambda self: None)
+    monkeypatch.setattr(training, 'steps_of_rows', lambda t: None)
     wanted = run()
     assert made[0].steps and min(made[0].steps.values()) >= 15
     rounding = 1e-2 if 'autocast' in options else 1e-4

@@ -310,6 +310,15 @@ for W in (t.model.encoder_mat_1, t.model.decoder_mat_1):
     (losses,) = compute.losses([x])
     assert torch.equal(kept, W.bfloat16())
 compute.close()
+t = trainer()
+t.model.decoder_mat_1.requires_grad_(False)  # frozen after the trainer was made
+t.begin()
+compute, t.batches = Alone([t]), [X[:8]]
+with torch.no_grad(): t.model.decoder_mat_1 *= 2
+compute.backward(compute.losses([X[:8]]), 1.)
+compute.step()                           # has the norm again, as after any step
+assert_close(t.model.decoder_mat_1.norm(dim=0), torch.ones(10))
+compute.close()
 class Own(Callback): pass                # may write to .data, unseen
 t = trainer(autocast='bfloat16', callbacks=[Own()])
 t.begin()
