@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -316,13 +317,18 @@ def mean_squared_error(
 class Rounded:
     "A copy of a matrix in another format, as `W.rounded`, as long as somebody keeps it up."
     def __init__(self, W:Tensor, dtype:torch.dtype):
-        self.copy, self.version, W.rounded = W.detach().to(dtype), W._version, self
+        W.rounded, self.copy = self, W.detach().to(dtype, copy=True)
+        self.know(W)
+
+    def know(self, W:Tensor) -> None:
+        "The copy is of what `W` is now."
+        self.place, self.version = W.data_ptr(), W._version
 
     def of(self, W:Tensor) -> Tensor:
-        "The copy, of what `W` is now."
-        if self.version != W._version:
-            self.copy.copy_(W.detach())
-            self.version = W._version
+        "The copy, brought up to date."
+        if self.place != W.data_ptr(): self.copy = W.detach().to(self.copy.dtype, copy=True)
+        elif self.version != W._version: self.copy.copy_(W.detach())
+        self.know(W)
         return self.copy
 
 def rounded(
@@ -335,7 +341,7 @@ def rounded(
 
 # %% ../nbs/28_triton_kernels.ipynb #rounded04
 class AdamOfRows:
-    """The steps of torch's Adam or AdamW on matrices that lie row after row, or column after column,
+    """The steps of torch's Adam or AdamW on matrices that lie row after row or column after column,
     with `adam_rows_`. What it remembers of them is the optimiser's own."""
     def __init__(
         self,
@@ -343,13 +349,13 @@ class AdamOfRows:
         unit:'dict[Tensor, bool]',        # Matrices; do their rows in memory keep norm 1?
         dtype:'torch.dtype|None'=None,    # Of copies that are kept of them, if any
     ):
-        self.optimizer, self.unit = optimizer, unit
+        self.optimizer, self.unit, self.steps = optimizer, unit, {}
+        self.turned = {W: not W.is_contiguous() for W in unit}
         for W in unit:
-            if dtype is not None: Rounded(W, dtype)
+            if dtype not in (None, W.dtype): Rounded(W, dtype)
             if not (state := optimizer.state[W]):
                 state['step'] = torch.zeros((), device=W.device)
                 state['exp_avg'], state['exp_avg_sq'] = torch.zeros_like(W), torch.zeros_like(W)
-        self.steps = {W: int(optimizer.state[W]['step']) for W in unit}
 
     def close(self) -> None:
         "Keep no copies any more."
@@ -363,21 +369,34 @@ class AdamOfRows:
                 if W in self.unit and W.grad is not None: self._one(W, group)
         return any(normalised) and all(normalised)
 
-    def _one(self, W:Tensor, group:dict) -> None:
-        state, kept = self.optimizer.state[W], getattr(W, 'rounded', None)
-        self.steps[W] += 1
-        state['step'] += 1
-        (beta1, beta2), t, lr = group['betas'], self.steps[W], float(group['lr'])
-        decay, decoupled = group['weight_decay'], isinstance(self.optimizer, torch.optim.AdamW)
-        tensors = W.detach(), W.grad, state['exp_avg'], state['exp_avg_sq']
-        copy = None if kept is None else as_rows(kept.copy)
-        kernels_for_rows(as_rows(W)).adam_rows_(
-            *map(as_rows, tensors), copy, self.unit[W], 1 - beta1, beta2, 1 - beta2,
-            lr/(1 - beta1**t), (1 - beta2**t)**0.5, group['eps'], 1 - lr*decay*decoupled,
-            decay*(not decoupled))
-        torch.autograd.graph.increment_version(W)
-        if kept is not None: kept.version = W._version
-        W.grad = None
+    def _count(self, W:Tensor, step:Tensor) -> int:
+        "The number of this step, for which a GPU is asked once."
+        known, n = self.steps.get(W, (None, 0))
+        n = n + 1 if known is step else int(step) + 1
+        self.steps[W] = step.add_(1), n
+        return n
+
+    def _lay(self, W:Tensor, t:Tensor) -> Tensor:
+        "`t` in the layout that `W` had, should somebody have changed it."
+        if (t.mT if self.turned[W] else t).is_contiguous(): return t
+        return t.mT.contiguous().mT if self.turned[W] else t.contiguous()
+
+# %% ../nbs/28_triton_kernels.ipynb #rounded05
+@patch
+def _one(self:AdamOfRows, W:Tensor, group:dict) -> None:
+    state, kept = self.optimizer.state[W], getattr(W, 'rounded', None)
+    t, (beta1, beta2), lr = self._count(W, state['step']), group['betas'], float(group['lr'])
+    decay, decoupled = group['weight_decay'], isinstance(self.optimizer, torch.optim.AdamW)
+    W.data = self._lay(W, W.data)
+    state.update({name: self._lay(W, state[name]) for name in ('exp_avg', 'exp_avg_sq')})
+    tensors = W.detach(), W.grad, state['exp_avg'], state['exp_avg_sq'], kept and kept.of(W)
+    rows = [None if x is None else x.mT if self.turned[W] else x for x in tensors]
+    kernels_for_rows(rows[0]).adam_rows_(
+        *rows, self.unit[W], 1 - beta1, beta2, 1 - beta2, lr/(1 - beta1**t), (1 - beta2**t)**0.5,
+        group['eps'], 1 - lr*decay*decoupled, decay*(not decoupled))
+    torch.autograd.graph.increment_version(W)
+    if kept: kept.know(W)
+    W.grad = None
 
 def as_rows(
     W:Tensor,    # Matrix
