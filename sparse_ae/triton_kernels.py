@@ -216,7 +216,7 @@ def _adam() -> Callable:
     return adam_rows_
 
 # %% ../nbs/28_triton_kernels.ipynb #error02
-BLOCK = 4096  # entries that a program takes
+BLOCK = 4096  # entries that a program of these takes
 
 def _errors() -> tuple[Callable, Callable]:
     import triton
