@@ -421,14 +421,14 @@ def hold_norm(
     after each change."""
     name, dim = self.normalized_weight()
     W, hooks = self.get_parameter(name), []
-    self.norm_is_held = True
+    before, self.norm_is_held = self.norm_is_held, True
     if project and dim is not None and W.requires_grad:
         def tangent(g):
             return without_radial_part(g, W.detach(), dim)
         hooks.append(W.register_hook(tangent))
 
     def release() -> None:
-        self.norm_is_held = False
+        self.norm_is_held = before
         for hook in hooks: hook.remove()
     return release
 

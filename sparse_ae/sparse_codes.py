@@ -217,7 +217,7 @@ def encode_sparsely(
 ) -> SparseCode:       # Of what `activation` makes
     "The code of `x`, with gradients, without one product of a dense code but the first."
     x = x if dtype is None else x.to(dtype)
-    entries = 2**20 if torch.is_grad_enabled() else 7*2**20  # of `u` at a time: malloc keeps 28 MB
+    entries = 2**20 if torch.is_grad_enabled() else 7*2**20  # of `u` at a time
     if x.device.type != 'cpu': entries = 2**28
     with torch.no_grad():
         rows = max(256, entries // len(b)) if activation.by_sample else max(1, len(x))

@@ -592,10 +592,11 @@ def _leaves(t:Trainer) -> Iterator[list[Tensor]]:
     held = [(module, name, p) for module in t.model.modules()
             for name, p in module._parameters.items() if p is not None]
     own = {p: nn.Parameter(p.detach(), p.requires_grad) for _, _, p in held}
-    for module, name, p in held:
-        module._parameters[name] = own[p]
-        for hook in (p._backward_hooks or {}).values(): own[p].register_hook(hook)
-        if hasattr(p, 'rounded'): own[p].rounded = p.rounded
+    for p, leaf in own.items():
+        for hook in (p._backward_hooks or {}).values() if p.requires_grad else ():
+            leaf.register_hook(hook)
+        if hasattr(p, 'rounded'): leaf.rounded = p.rounded
+    for module, name, p in held: module._parameters[name] = own[p]
     try: yield [own[p] for p in t.parameters]
     finally:
         for module, name, p in held: module._parameters[name] = p
@@ -691,13 +692,17 @@ def steps_of_rows(
 ) -> 'AdamOfRows|None':      # `None`: the optimiser steps all parameters
     "The steps of the matrices by kernels, where these can be used."
     group = t.optimizer.param_groups[0]
-    if not reads_atoms(t) or group['amsgrad'] or group['maximize']: return None
+    if not reads_atoms(t) or type(t.optimizer) not in OPTIMIZERS.values(): return None
+    if group['amsgrad'] or group['maximize']: return None
     name, dim = t.model.normalized_weight()
-    unit = {W: t.model.get_parameter(name) is W and dim == (-1 if W.is_contiguous() else -2)
-            for W in t.parameters if W.ndim == 2}
+    as_usual = all(getattr(type(t.model), method) is getattr(BaseSparseAutoencoder, method) for method
+                   in ('normalize_decoder_weights', 'normalized_weight', '_normalize', 'hold_norm'))
+    unit = {W: as_usual and t.model.get_parameter(name) is W and
+               dim == (-1 if W.is_contiguous() else -2) for W in t.parameters if W.ndim == 2}
     if not all(kernels_for_rows(as_rows(W)) for W in unit): return None
-    own = all(type(c).__module__.startswith('sparse_ae.') for c in t.callbacks)
-    return AdamOfRows(t.optimizer, unit, AUTOCAST[t.options['autocast']] if own else None)
+    reads_copies = not t.model.tied and not t.terms and all(
+        type(c).__module__.startswith('sparse_ae.') for c in t.callbacks)
+    return AdamOfRows(t.optimizer, unit, AUTOCAST[t.options['autocast']] if reads_copies else None)
 
 # %% ../nbs/02_training.ipynb #7317c495
 class Alone:
@@ -707,30 +712,16 @@ class Alone:
         self.trainer, self.graphed = t, t.options['compile'] and can_be_graphed(t)
         compiled = t.options['compile'] and not self.graphed
         self.losses_of = compiled_losses(_kind(t)) if compiled else batch_losses
-        self._lay(lambda W: W.mT.contiguous().mT)  # atom after atom
-        self.rows = steps_of_rows(t)
-        projects = self.rows is not None and any(self.rows.unit.values())
-        hold, watched = getattr(t.model, 'hold_norm', None), t.listeners['after_backward']
-        self.release = hold(project=bool(watched) or not projects) if hold else None
-
-    def close(self) -> None:
-        "Leave the model as others expect it."
-        if self.release: self.release()
-        if self.rows: self.rows.close()
-        self._lay(Tensor.contiguous)
-
-    def _lay(self, lay:Callable[[Tensor], Tensor]) -> None:
-        "Change how a decoder of which a step reads single atoms lies in memory, and its moments."
-        t = self.trainer
-        if not reads_atoms(t) or t.model.tied: return
-        D = t.model.decoder_mat_1
-        D.data, state = lay(D.data), t.optimizer.state.get(D, {})
-        state.update({name: lay(value) for name, value in state.items()
-                      if isinstance(value, Tensor) and value.shape == D.shape})
+        self.known, self.rows, self.release = None, None, lambda: None
+        try: self._prepare()
+        except BaseException:
+            self.close()
+            raise
 
     def losses(self, batches:Sequence[Tensor]) -> list[Losses]:
         "The losses of each trainer on its batch."
         t, (x,), self.replayed = self.trainer, batches, None
+        if torch.is_grad_enabled(): self._prepare()
         if self.graphed and torch.is_grad_enabled() and not t.terms:
             for p in t.parameters:  # what a replay reads
                 if hasattr(p, 'rounded'): p.rounded.of(p)
@@ -748,11 +739,48 @@ class Alone:
         "One step of the optimiser, from the gradients that are there."
         t = self.trainer
         for group in t.optimizer.param_groups: group['lr'] = t.learning_rate
+        for p in t.parameters:  # a fused Adam reads a gradient as if it lay as its parameter
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
         normalised = self.rows is not None and self.rows.step()
         t.optimizer.step()
         for p in t.parameters: p.grad = None
         if not normalised and hasattr(t.model, 'normalize_decoder_weights'):
             t.model.normalize_decoder_weights()
+
+# %% ../nbs/02_training.ipynb #rows02
+@patch
+def _prepare(self:Alone) -> None:
+    "Hold the norm, and see how to step; anew where there is another optimiser or callback."
+    t = self.trainer
+    now = id(t.optimizer), len(t.callbacks)
+    if now == self.known: return
+    self.close()
+    self.known = now
+    self._lay(lambda W: W.mT.contiguous().mT)  # atom after atom
+    self.rows = steps_of_rows(t)
+    projects = self.rows is not None and any(self.rows.unit.values())
+    hold, watched = getattr(t.model, 'hold_norm', None), t.listeners['after_backward']
+    if hold: self.release = hold(project=bool(watched) or not projects)
+
+@patch
+def close(self:Alone) -> None:
+    "Leave the model as others expect it."
+    self.release()
+    self.release = lambda: None
+    self.graphs.clear()
+    for p in self.trainer.parameters: vars(p).pop('rounded', None)
+    self._lay(Tensor.contiguous)
+
+@patch
+def _lay(self:Alone, lay:Callable[[Tensor], Tensor]) -> None:
+    "Change how a decoder of which a step reads single atoms lies in memory, and its moments."
+    t = self.trainer
+    if not reads_atoms(t) or t.model.tied: return
+    D = t.model.decoder_mat_1
+    D.data, state = lay(D.data), t.optimizer.state.get(D, {})
+    state.update({name: lay(value) for name, value in state.items()
+                  if isinstance(value, Tensor) and value.shape == D.shape})
 
 # %% ../nbs/02_training.ipynb #b747000d
 def _keep_freed_memory() -> None:

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .checks import warn_caller
 
@@ -43,6 +42,7 @@ def _sums_of_rows() -> Callable:
 
     def sums_of_rows(values, rows, starts, matrix, dtype, bias=None):
         values, matrix, width = values.contiguous(), matrix.contiguous(), matrix.shape[1]
+        if bias is not None: bias = bias.contiguous()
         out = matrix.new_empty(len(starts) - 1, width, dtype=dtype)
         block = min(1024, triton.next_power_of_2(width))
         sums[len(out), triton.cdiv(width, block)](values, rows, starts, matrix, bias, out, width,
@@ -296,10 +296,10 @@ class _MeanSquaredError(torch.autograd.Function):
         return triton_kernels(a).sum_of_squares(a, b) / a.numel()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        a, b = ctx.saved_tensors
-        return triton_kernels(a).difference(a, b, 2/a.numel() * grad), None
+        (a, b), scale = ctx.saved_tensors, 2/ctx.saved_tensors[0].numel() * grad
+        if torch.is_grad_enabled(): return (scale*(a - b)).to(a.dtype), None  # to go further back
+        return triton_kernels(a).difference(a, b, scale), None
 
 def mean_squared_error(
     a:Tensor,    # Reconstruction
@@ -352,13 +352,6 @@ class AdamOfRows:
         self.turned = {W: not W.is_contiguous() for W in unit}
         for W in unit:
             if dtype not in (None, W.dtype): Rounded(W, dtype)
-            if not (state := optimizer.state[W]):
-                state['step'] = torch.zeros((), device=W.device)
-                state['exp_avg'], state['exp_avg_sq'] = torch.zeros_like(W), torch.zeros_like(W)
-
-    def close(self) -> None:
-        "Keep no copies any more."
-        for W in self.unit: vars(W).pop('rounded', None)
 
     def step(self) -> bool:    # Have those of norm 1 been normalised? (Not if one has no gradient.)
         "A step of the matrices that have a gradient, which is gone then."
@@ -384,6 +377,9 @@ class AdamOfRows:
 @patch
 def _one(self:AdamOfRows, W:Tensor, group:dict) -> None:
     state, kept = self.optimizer.state[W], getattr(W, 'rounded', None)
+    if not state:
+        state['step'] = torch.zeros((), device=W.device)
+        state['exp_avg'], state['exp_avg_sq'] = torch.zeros_like(W), torch.zeros_like(W)
     t, (beta1, beta2), lr = self._count(W, state['step']), group['betas'], float(group['lr'])
     decay, decoupled = group['weight_decay'], isinstance(self.optimizer, torch.optim.AdamW)
     W.data = self._lay(W, W.data)

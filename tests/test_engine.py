@@ -19,6 +19,7 @@ from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, BatchTopK, Callback, Contra
                        SparseAutoencoder, TensorBoardLog, TiedWeightSparseAutoencoder, TopK,
                        Trainer, TrainingDiverged, WandbLog, evaluate_sparse_autoencoder, sweep)
 from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
+from sparse_ae import training
 from sparse_ae.batches import Batches
 from sparse_ae.checkpoints import CHECKPOINT, read_state
 from sparse_ae.live_latents import resample
@@ -170,6 +171,48 @@ def test_leaves_in_place_of_the_parameters_get_their_gradients(split, cls, norm)
         assert torch.equal(leaf.grad, p.grad) and leaf.data_ptr() == p.data_ptr()
     compute.close()
     assert not model.norm_is_held and not any(p._backward_hooks for p in own)
+
+
+def test_leaves_of_what_was_frozen_meanwhile(split):
+    model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
+    trainer = Trainer(model, *split, 1, 1e-3, 1, verbose=0, sparsity_type='none')
+    trainer.begin()
+    compute, own = Alone([trainer]), list(model.parameters())
+    model.decoder_mat_1.requires_grad_(False)
+    with _leaves(trainer) as leaves:
+        assert [leaf.requires_grad for leaf in leaves] == [p.requires_grad for p in trainer.parameters]
+        assert not model.decoder_mat_1.requires_grad
+    assert all(p is q for p, q in zip(model.parameters(), own, strict=True))
+    compute.close()
+
+
+def test_an_optimiser_that_a_callback_puts_in_place(split):
+    class Slow(Callback):
+        def before_fit(self, trainer): trainer.optimizer = torch.optim.SGD(trainer.parameters, lr=0.)
+        def before_step(self, trainer): trainer.learning_rate = 0.
+    model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
+    model.normalize_decoder_weights()
+    before = model.encoder_mat_1.detach().clone()
+    fit(model, *split, 1, 1e-3, 1, sparsity_type='none', revive=None, verbose=0, callbacks=[Slow()])
+    assert torch.equal(model.encoder_mat_1, before)
+
+
+def test_holding_the_norm_while_it_is_held(split):
+    model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
+    model.normalize_decoder_weights()
+    release = model.hold_norm()
+    fit(model, *split, 1, 1e-3, 1, sparsity_type='none', verbose=0)
+    assert model.norm_is_held
+    release()
+    assert not model.norm_is_held
+
+
+def test_what_stops_a_training_before_its_first_step_leaves_the_model_as_it_was(split, monkeypatch):
+    model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
+    def none_left(t): raise MemoryError
+    monkeypatch.setattr(training, 'steps_of_rows', none_left)
+    with pytest.raises(MemoryError): fit(model, *split, 1, 1e-3, 1, sparsity_type='none', verbose=0)
+    assert all(p.is_contiguous() for p in model.parameters()) and not model.norm_is_held
 
 
 def test_each_kind_of_model_is_compiled_however_many(split, monkeypatch):

@@ -319,6 +319,29 @@ compute.backward(compute.losses([X[:8]]), 1.)
 compute.step()                           # has the norm again, as after any step
 assert_close(t.model.decoder_mat_1.norm(dim=0), torch.ones(10))
 compute.close()
+
+class Positive(SparseAutoencoder):       # with a geometry of its own
+    def normalize_decoder_weights(self):
+        with torch.no_grad(): self.decoder_mat_1.clamp_(min=0)
+        super().normalize_decoder_weights()
+assert trained(1, Positive)[1][2].min() == 0
+def run(callback, interpreted):
+    return trained(interpreted, callbacks=[callback()])
+class Contiguous(Callback):
+    def after_backward(self, t):
+        for p in t.parameters: p.grad = p.grad.contiguous()
+class Forget(Callback):
+    def before_epoch(self, t): t.optimizer.state.clear()
+class Other(Callback):
+    def before_epoch(self, t): t.optimizer = torch.optim.SGD(t.parameters, lr=0.01)
+class Late(Callback):
+    def before_epoch(self, t):
+        if t.epoch == 1: t.add(Watch())
+for callback in (Contiguous, Forget, Other, Late):
+    for a, b in zip(run(callback, 1), run(callback, 0)): assert_close(a, b, rtol=1e-4, atol=1e-5)
+assert_close(run(Contiguous, 0)[0], trained(0)[0], rtol=1e-6, atol=0)
+
+os.environ['TRITON_INTERPRET'] = '1'
 class Own(Callback): pass                # may write to .data, unseen
 t = trainer(autocast='bfloat16', callbacks=[Own()])
 t.begin()
