@@ -695,9 +695,9 @@ def steps_of_rows(
     if not reads_atoms(t) or type(t.optimizer) not in OPTIMIZERS.values(): return None
     if group['amsgrad'] or group['maximize']: return None
     name, dim = t.model.normalized_weight()
-    as_usual = all(getattr(type(t.model), method) is getattr(BaseSparseAutoencoder, method) for method
-                   in ('normalize_decoder_weights', 'normalized_weight', '_normalize', 'hold_norm'))
-    unit = {W: as_usual and t.model.get_parameter(name) is W and
+    methods = 'normalize_decoder_weights', 'normalized_weight', '_normalize', 'hold_norm'
+    ours = all(getattr(type(t.model), m) is getattr(BaseSparseAutoencoder, m) for m in methods)
+    unit = {W: ours and t.model.get_parameter(name) is W and
                dim == (-1 if W.is_contiguous() else -2) for W in t.parameters if W.ndim == 2}
     if not all(kernels_for_rows(as_rows(W)) for W in unit): return None
     reads_copies = not t.model.tied and not t.terms and all(
