@@ -251,6 +251,14 @@ def test_kernels_in_tritons_interpreter():
     assert done.stdout == 'the same\n', done.stderr
 
 
+def test_what_has_no_second_derivative_says_so():
+    model = SparseAutoencoder(9, 12, hidden_dims=(), activation=TopK(3))
+    x = torch.randn(20, 9, generator=torch.Generator().manual_seed(0))
+    error = (model.decode(model.encode_sparse(x)) - x).square().mean()
+    slope, = torch.autograd.grad(error, model.encoder_mat_1, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'): slope.square().sum().backward()
+
+
 STEPPED = r'''
 import os, tempfile, torch
 from torch.testing import assert_close
