@@ -315,7 +315,11 @@ def mean_squared_error(
 # %% ../nbs/28_triton_kernels.ipynb #rounded02
 class Rounded:
     "A copy of a matrix in another format, as `W.rounded`, as long as somebody keeps it up."
-    def __init__(self, W:Tensor, dtype:torch.dtype):
+    def __init__(
+        self,
+        W:Tensor,             # Matrix, which gets the attribute
+        dtype:torch.dtype,    # Format of the copy
+    ):
         W.rounded, self.copy = self, W.detach().to(dtype, copy=True)
         self.know(W)
 
