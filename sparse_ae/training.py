@@ -739,7 +739,7 @@ class Alone:
         "One step of the optimiser, from the gradients that are there."
         t = self.trainer
         for group in t.optimizer.param_groups: group['lr'] = t.learning_rate
-        # a fused Adam reads a gradient as if it lay as its parameter; a callback may have changed it
+        # a fused Adam reads a gradient as if it lay as its parameter; a callback may turn it
         for p in t.parameters if t.listeners['after_backward'] else ():
             if p.grad is not None and p.grad.stride() != p.stride():
                 p.grad = torch.empty_like(p).copy_(p.grad)
