@@ -244,13 +244,6 @@ print('the same')
 '''
 
 
-def test_kernels_in_tritons_interpreter():
-    pytest.importorskip('triton')
-    done = subprocess.run([sys.executable, '-c', INTERPRETED], capture_output=True, text=True,
-                          env={**os.environ, 'TRITON_INTERPRET': '1'})
-    assert done.stdout == 'the same\n', done.stderr
-
-
 def test_what_has_no_second_derivative_says_so():
     model = SparseAutoencoder(9, 12, hidden_dims=(), activation=TopK(3))
     x = torch.randn(20, 9, generator=torch.Generator().manual_seed(0))
@@ -361,8 +354,9 @@ print('the same')
 '''
 
 
-def test_steps_in_tritons_interpreter():
+@pytest.mark.parametrize('script', [INTERPRETED, STEPPED], ids=['kernels', 'steps'])
+def test_in_tritons_interpreter(script):
     pytest.importorskip('triton')
-    done = subprocess.run([sys.executable, '-c', STEPPED], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True,
                           env={**os.environ, 'TRITON_INTERPRET': '1'})
     assert done.stdout == 'the same\n', done.stderr
