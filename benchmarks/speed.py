@@ -20,10 +20,10 @@ from tables import run
 from torch import nn
 from training import classical, data, interleaved, ratio, trainer
 
-from sparse_ae import (BatchTopK, SparseAutoencoder, TopK, evaluate_sparse_autoencoder,
-                       image_patches)
-from sparse_ae.sparse_codes import Entries, SparseCode, _Encode, decode_sparsely, encode_sparsely
+from sparse_ae import BatchTopK, SparseAutoencoder, TopK, evaluate_sparse_autoencoder, image_patches
 from sparse_ae.training import Alone, Trainer, _step
+from sparse_ae.engines.sparse_codes import (Entries, SparseCode, _Encode, decode_sparsely,
+                                            encode_sparsely)
 
 HERE = Path(__file__).resolve().parent
 INPUT, LATENT, BATCH, K = 384, 3072, 2048, 32

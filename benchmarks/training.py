@@ -23,7 +23,7 @@ from tables import run
 
 from sparse_ae import SparseAutoencoder, sweep, training
 from sparse_ae.callbacks import EVENTS, LogFile, ProgressBar
-from sparse_ae.checkpoints import Checkpoint
+from sparse_ae.io import Checkpoint
 from sparse_ae.training import Meter, Trainer
 
 HERE = Path(__file__).resolve().parent

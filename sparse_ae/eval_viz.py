@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate_sparse_autoencoder', 'code_results', 'plot_sparse_training_history', 'plot_sparse_autoencoder_analysis',
            'typical_codes', 'dictionary', 'check_image_shape', 'mosaic', 'plot_dictionary', 'plot_reconstructions',
-           'Match', 'match_dictionaries']
+           'Match', 'match_dictionaries', 'local_dictionary', 'Contributions', 'feature_contributions']
 
 # %% ../nbs/03_eval_viz.ipynb #9ec5a597
 import math
@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure  # not pyplot, which starts a graphical backend
 from torch import Tensor, nn
+from matplotlib.figure import Figure  # not pyplot, which starts a graphical backend
 
-from .checks import as_rows, check_device, check_int
+from .data import Batches
 from .losses import hoyer_sparseness
-from .batches import Batches
 from .models import BaseSparseAutoencoder, evaluating
-from .training import check_autoencoder, reconstruct
+from .regularizers import jacobians
+from .training import check_autoencoder, encode_batch, reconstruct
+from .validation import as_rows, check_device, check_int
 
 # %% ../nbs/03_eval_viz.ipynb #bed9b7be
 class _Variance:
@@ -387,3 +388,39 @@ def _firing(match:Match, codes:Any, true_codes:Any) -> dict[str, np.ndarray]:
     return dict(precision=over(both.sum(0), (z != 0).sum(0)),
                 recall=over(both.sum(0), (true != 0).sum(0)),
                 shrinkage=1 - over(torch.where(both, z*true, 0.).sum(0), size))
+
+# %% ../nbs/03_eval_viz.ipynb #cdf7e41f
+def _codes(model:nn.Module, x:Any) -> tuple[Tensor, Tensor]:
+    "Codes and reconstructions of a few samples, in the model's dtype and on its device."
+    x = torch.cat(list(Batches('x', x, check_autoencoder(model))))
+    with evaluating(model):
+        z = encode_batch(model, x).z
+        if z.ndim != 2 or x.ndim != 2:
+            raise ValueError("x and its codes must have shapes (n, input_dim) and (n, latent_dim), "
+                             f"got {tuple(x.shape)} and {tuple(z.shape)}")
+        return z, model.decode(z)
+
+def local_dictionary(
+    model:nn.Module,    # Any module with `encode` and `decode`
+    x:Any,              # Samples, tensor or array `(n, input_dim)`
+) -> Tensor:            # Shape `(n, latent_dim, input_dim)`
+    """For each sample the atoms around its code: the transposed Jacobian of `decode` there.
+
+    In memory it is `n * latent_dim * input_dim` numbers: meant for some samples, not for a data
+    set."""
+    z, _ = _codes(model, x)
+    with evaluating(model): return jacobians(model.decode, z).mT
+
+class Contributions(NamedTuple):
+    "A reconstruction in parts: `contributions.sum(1) + offset`."
+    contributions:Tensor    # What each latent adds, shape `(n, latent_dim, input_dim)`
+    offset:Tensor           # What is there without them, shape `(n, input_dim)`
+
+def feature_contributions(
+    model:nn.Module,    # Any module with `encode` and `decode`
+    x:Any,              # Samples, tensor or array `(n, input_dim)`
+) -> Contributions:
+    "What each latent contributes to the reconstruction of each sample."
+    z, x_reconstructed = _codes(model, x)
+    contributions = z[..., None] * local_dictionary(model, x)
+    return Contributions(contributions, x_reconstructed - contributions.sum(1))

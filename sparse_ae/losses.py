@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PENALTIES', 'check_code', 'l1_sparsity_loss', 'mean_activation', 'kl_divergence_sparsity_loss', 'hoyer_sparseness',
            'hoyer_sparsity_loss', 'HoyerTarget', 'log_sparsity_loss', 'p_norm_sparsity_loss', 'l0_sparsity_loss',
-           'no_sparsity_loss', 'get_penalty', 'LayerSparsity']
+           'no_sparsity_loss', 'get_penalty', 'population_sparseness', 'lifetime_sparseness', 'l1_for_sparseness',
+           'hoyer_projection']
 
 # %% ../nbs/01_losses.ipynb #315c82f4
 import math
@@ -17,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import (check_choice, check_fraction, check_int, check_not_negative,
-                              check_number, check_positive)
+from .validation import (check_choice, check_fraction, check_int, check_not_negative,
+                                  check_number, check_positive)
 
 # %% ../nbs/01_losses.ipynb #4c393878
 def check_code(
@@ -176,26 +177,69 @@ def get_penalty(
     penalty = PENALTIES[check_choice('sparsity_type', sparsity_type, PENALTIES)]
     return partial(penalty, target_sparsity=target_sparsity) if sparsity_type == 'kl' else penalty
 
-# %% ../nbs/01_losses.ipynb #8c00fd34
-@dataclass(frozen=True)
-class LayerSparsity:
-    "Penalty on the activations of one hidden layer of the encoder, for `regularizers`."
-    layer:int                      # Hidden layer, 1 is the one next to the input
-    sparsity_type:'str|Callable[[Tensor], Tensor]'='kl'  # Name in `PENALTIES`, or `h -> scalar`
-    weight:float=0.1               # Weight in the loss
-    target_sparsity:float=0.05     # Target rate for `'kl'`, in (0, 1)
+# %% ../nbs/01_losses.ipynb #1f423461
+def population_sparseness(
+    z:Tensor,    # Code, shape `(..., latent_dim)`, `latent_dim >= 2`
+) -> Tensor:     # Of each sample, shape `(...)`, in [0, 1]
+    "Hoyer sparseness over the latents, of each sample; a silent sample counts as 1."
+    return hoyer_sparseness(z)
 
-    def __post_init__(self):
-        check_int('layer', self.layer)
-        check_not_negative('weight', self.weight)
-        get_penalty(self.sparsity_type, self.target_sparsity)
+def lifetime_sparseness(
+    z:Tensor,    # Code, shape `(..., latent_dim)`, at least 2 samples
+) -> Tensor:     # Of each latent, shape `(latent_dim,)`, in [0, 1]
+    """Hoyer sparseness over the samples, of each latent; a dead latent counts as 1.
 
-    @property
-    def name(self) -> str: return f'layer_{self.layer}_sparsity'
+    Raises `ValueError` for a single sample. Source of the distinction: Willmore & Tolhurst,
+    *Characterizing the sparseness of neural codes*, Network 12, 2001."""
+    samples = check_code(z).reshape(-1, z.shape[-1])
+    if len(samples) < 2: raise ValueError("z must have at least 2 samples for a sparseness over "
+                                          f"samples, got shape {tuple(z.shape)}")
+    return hoyer_sparseness(samples.T)
 
-    def __call__(self, model:Any, x:Tensor, encoded:Any, generator:Any=None) -> Tensor:
-        "The penalty, not weighted; `ValueError` if `model` has no such layer."
-        if len(encoded.hidden) < self.layer:
-            raise ValueError(f"layer must be at most {len(encoded.hidden)}, the number of hidden "
-                             f"layers that {type(model).__name__} shows, got {self.layer}")
-        return get_penalty(self.sparsity_type, self.target_sparsity)(encoded.hidden[self.layer - 1])
+# %% ../nbs/01_losses.ipynb #d3683011
+def l1_for_sparseness(
+    sparseness:float,    # Hoyer's, in [0, 1]
+    n:int,               # Components
+    l2:float=1.,         # L2 norm
+) -> float:
+    "The L1 norm of a vector with this sparseness and this L2 norm."
+    return l2 * (math.sqrt(n) - (math.sqrt(n) - 1)*sparseness)
+
+def _onto_sphere(s:Tensor, free:Tensor, l1:float, l2:float) -> Tensor:
+    "From the centre of the hyperplane through `s`, as far as the sphere; only `free` entries."
+    count = free.sum(-1, keepdim=True).to(s)
+    m = torch.where(free, l1 / count, 0.)
+    away = torch.where(free, s - m, 0.)
+    # at the centre all directions are as near: one is taken
+    slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), 0.)
+    away = torch.where(away.abs().amax(-1, keepdim=True) < 1e-12*l2, slope, away)
+    away = torch.where(free, away - away.sum(-1, keepdim=True) / count, 0.)  # else rounding grows
+    left = (l2**2 - m.square().sum(-1, keepdim=True)).clamp(min=0)
+    length = away.square().sum(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
+    return m + away * (left / length).sqrt()
+
+def hoyer_projection(
+    x:Tensor,            # Shape `(..., n)`, `n >= 2`
+    l1:float,            # L1 norm that each vector is to have
+    l2:float=1.,         # L2 norm, at most `l1` and at least `l1 / sqrt(n)`
+    signed:bool=False,   # Keep signs, or be non-negative?
+) -> Tensor:             # The same shape
+    """The nearest vector with these norms.
+
+    Raises `ValueError` for norms that no vector has.
+    Source: Hoyer, JMLR 5:1457-1469, 2004, the projection operator of section 3.2."""
+    n, l1, l2 = check_code(x).shape[-1], check_positive('l1', l1), check_positive('l2', l2)
+    if not l2 <= l1*(1 + 1e-9) or not l1 <= math.sqrt(n)*l2*(1 + 1e-9):
+        raise ValueError(f"l1 must be between l2={l2:g} and sqrt(n)*l2={math.sqrt(n)*l2:g}, "
+                         f"got {l1:g}")
+    y = x.abs() if signed else x
+    free = torch.ones_like(y, dtype=torch.bool)
+    s = y + (l1 - y.sum(-1, keepdim=True)) / n
+    for _ in range(n):
+        s = _onto_sphere(s, free, l1, l2)
+        below = free & (s < 0)
+        if not below.any(): break
+        free = free & ~below
+        s = torch.where(free, s, 0.)
+        s = torch.where(free, s - (s.sum(-1, keepdim=True) - l1) / free.sum(-1, keepdim=True), 0.)
+    return torch.where(x < 0, -s, s) if signed else s

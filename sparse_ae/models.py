@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECODER_NORMS', 'DTYPES', 'unit_norm', 'inner_products', 'unit_norm_', 'without_radial_part', 'check_hidden_dims',
            'BaseSparseAutoencoder', 'Layer', 'affine', 'relu_in_place', 'linear_stack', 'Encoded', 'evaluating',
-           'SparseAutoencoder', 'TiedWeightSparseAutoencoder']
+           'SparseAutoencoder', 'TiedWeightSparseAutoencoder', 'geometric_median']
 
 # %% ../nbs/00_models.ipynb #091acb53
 import math
@@ -21,12 +21,14 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .activations import CODE_ACTIVATIONS, CodeActivation, ReLU, statistics_kept
-from .checks import check_bool, check_choice, check_device, check_int, choose
-from .encoders import ENCODERS, CodeEncoder, Linear, as_in_evaluation
+from .activations import (CODE_ACTIVATIONS, ENCODERS, CodeActivation, CodeEncoder, Linear,
+                                   ReLU, as_in_evaluation, statistics_kept)
+from .engines.sparse_codes import (SparseCode, decode_sparsely, encode_sparsely,
+                                            sums_of_rows)
+from .engines.triton_kernels import kernels_for_rows
 from .losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
-from .sparse_codes import SparseCode, decode_sparsely, encode_sparsely, sums_of_rows
-from .triton_kernels import kernels_for_rows
+from .validation import (as_rows, check_bool, check_choice, check_device, check_int,
+                                  check_positive, check_rows, choose)
 
 # %% ../nbs/00_models.ipynb #45cfca27
 def unit_norm(
@@ -464,3 +466,84 @@ class TiedWeightSparseAutoencoder(BaseSparseAutoencoder):
     def decoder_weights(self) -> list[Tensor]:
         "The transposed encoder matrices, from the code to the input."
         return [W.mT for W in reversed(self.encoder_weights())]
+
+# %% ../nbs/00_models.ipynb #cc1ffa00
+def geometric_median(
+    x:Tensor,              # Rows, shape `(n, features)`
+    tolerance:float=1e-6,  # Of the movement in a step, relative to the spread of the rows
+    max_steps:int=200,     # Steps at most
+) -> Tensor:               # Shape `(features,)`
+    """The point with the smallest sum of distances to all rows.
+
+    Source: Weiszfeld 1937; Vardi & Zhang, PNAS 97, 2000."""
+    x = as_rows('x', x).flatten(1)
+    kept = x.dtype if x.is_floating_point() else torch.float32
+    x = x.to(torch.promote_types(kept, torch.float32))
+    check_rows('x', x, x.dtype)
+    middle = x.mean(0)
+    spread = torch.linalg.vector_norm(x - middle, dim=1).mean()
+    for _ in range(check_int('max_steps', max_steps)):
+        weight = 1 / torch.linalg.vector_norm(x - middle, dim=1).clamp(min=1e-9*spread + 1e-30)
+        moved = (weight @ x) / weight.sum()
+        there = torch.linalg.vector_norm(moved - middle) <= tolerance*spread
+        middle = moved
+        if there: break
+    return middle.to(kept)
+
+# %% ../nbs/00_models.ipynb #835331ea
+@patch
+@torch.no_grad()
+def initialize(
+    self:BaseSparseAutoencoder,
+    x:Tensor,                  # Some of the data, shape `(n, input_dim)`
+    l0:'float|None'=None,      # Active latents that will be wanted, for thresholds that learn
+) -> BaseSparseAutoencoder:    # Itself
+    """Start a single-layer model from data: decoder bias, encoder, thresholds.
+
+    Raises `ValueError` for a model with hidden layers. Source: Bricken et al., *Towards
+    monosemanticity*, 2023; Gao et al., 2024, appendix A.1."""
+    if self.depth > 1 or self.batch_norm:
+        raise ValueError("hidden_dims must be () and batch_norm False for a start from data, "
+                         f"got {self.hidden_dims} and {self.batch_norm}")
+    x = as_rows('x', x)
+    if x.shape[1:] != (self.input_dim,):
+        raise ValueError(f"x must have shape (n, {self.input_dim}), got {tuple(x.shape)}")
+    middle = geometric_median(x)
+    self.normalize_decoder_weights()
+    self.decoder_bias_1.copy_(middle)
+    if not self.tied: self.encoder_mat_1.copy_(self.decoder_weights()[0].T)
+    self.encoder_bias_1.copy_(-self.encoder_weights()[0] @ self.decoder_bias_1)
+    if l0 is not None and getattr(self.activation, 'learned', False): self._start_thresholds(x, l0)
+    return self
+
+@patch
+def _start_thresholds(self:BaseSparseAutoencoder, x:Tensor, l0:float) -> None:
+    "One threshold for all, above which `2 * l0` latents are active; a band as wide as that."
+    check_positive('l0', l0)
+    pre = self.encode_layers(x[:4096].to(self.dtype)).pre
+    size = self.activation.sided(pre)[0].flatten().float()
+    k = min(size.numel(), max(1, round(2 * l0 / self.latent_dim * size.numel())))
+    threshold = size.kthvalue(size.numel() - k + 1).values.clamp(min=1e-6).item()
+    self.activation.threshold = threshold
+    if hasattr(self.activation, 'bandwidth'): self.activation.bandwidth = threshold
+    self.activation.restart(torch.arange(self.latent_dim))
+
+# %% ../nbs/00_models.ipynb #95b6e097
+@patch
+@torch.no_grad()
+def rescale(
+    self:BaseSparseAutoencoder,
+    factor:float,              # `c`, above 0
+) -> BaseSparseAutoencoder:    # Itself
+    """Become the same model for data that are `factor` times as large, in place.
+
+    Raises `ValueError` for a sigmoid code and for batch normalisation, which have a scale of their
+    own."""
+    factor = check_positive('factor', factor)
+    if self.batch_norm or not self.activation.homogeneous:
+        raise ValueError("normalize must be False for a model with batch_norm=True or a sigmoid "
+                         "code, which have a scale of their own")
+    for side in ('encoder', 'decoder'):
+        for bias in self._layers(f'{side}_bias'): bias *= factor
+    self.activation.rescale(factor)
+    return self

@@ -25,22 +25,19 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from .activations import CodeActivation, ReLU, TopK
-from .batches import Batches
+from .activations import CodeActivation, Linear, ReLU, TopK
 from .callbacks import (EVENTS, Callback, ClipGradients, EarlyStopping,
-                                 LearningRateSchedule, ProgressBar)
-from .checkpoints import Checkpoint, read_state
-from .checks import (check_bool, check_choice, check_device, check_int, check_not_negative,
-                              check_positive, warn_caller)
-from .encoders import Linear
-from .initialisation import StartFromData, data_scale
-from .live_latents import SparsityTarget, SparsityWarmup, reviver
-from .losses import (get_penalty, l1_sparsity_loss, mean_activation,
-                              no_sparsity_loss)
+                                 LearningRateSchedule, ProgressBar, StartFromData)
+from .data import Batches, data_scale
+from .engines.sparse_codes import SparseCode
+from .engines.triton_kernels import (AdamOfRows, as_rows, kernels_for_rows,
+                                              mean_squared_error)
+from .io import Checkpoint, read_state
+from .losses import get_penalty, l1_sparsity_loss, mean_activation, no_sparsity_loss
 from .models import BaseSparseAutoencoder, Encoded, evaluating
-from .sparse_codes import SparseCode
-from .triton_kernels import (AdamOfRows, as_rows, kernels_for_rows,
-                                      mean_squared_error)
+from .sparsity_control import SparsityTarget, SparsityWarmup, reviver
+from .validation import (check_bool, check_choice, check_device, check_int,
+                                  check_not_negative, check_positive, warn_caller)
 
 # %% ../nbs/02_training.ipynb #bdc18f58
 class Losses(NamedTuple):

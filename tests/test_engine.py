@@ -15,14 +15,13 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, BatchTopK, Callback, Contractive,
-                       EarlyStopping, Isometry, LayerSparsity, LogFile, Resample,
-                       SparseAutoencoder, TensorBoardLog, TiedWeightSparseAutoencoder, TopK,
-                       Trainer, TrainingDiverged, WandbLog, evaluate_sparse_autoencoder, sweep)
-from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
-from sparse_ae import training
-from sparse_ae.batches import Batches
-from sparse_ae.checkpoints import CHECKPOINT, read_state
-from sparse_ae.live_latents import resample
+                       EarlyStopping, Isometry, LayerSparsity, LogFile, Resample, SparseAutoencoder,
+                       TensorBoardLog, TiedWeightSparseAutoencoder, TopK, Trainer, TrainingDiverged,
+                       WandbLog, evaluate_sparse_autoencoder, sweep,
+                       train_sparse_autoencoder_with_early_stopping as fit, training)
+from sparse_ae.data import Batches
+from sparse_ae.io import CHECKPOINT, read_state
+from sparse_ae.sparsity_control import resample
 from sparse_ae.training import Alone, _leaves, batch_losses, compiled_losses
 
 RUN = textwrap.dedent('''

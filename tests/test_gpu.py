@@ -11,11 +11,11 @@ from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder
                        evaluate_sparse_autoencoder, sweep,
                        train_sparse_autoencoder_with_early_stopping, training)
 from sparse_ae.callbacks import Callback
-from sparse_ae.live_latents import Resample
 from sparse_ae.models import BaseSparseAutoencoder
-from sparse_ae.sparse_codes import largest, largest_of_all
+from sparse_ae.sparsity_control import Resample
 from sparse_ae.training import Trainer, TrainingDiverged, _Graph
-from sparse_ae.triton_kernels import mean_squared_error
+from sparse_ae.engines.sparse_codes import largest, largest_of_all
+from sparse_ae.engines.triton_kernels import mean_squared_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 X = digits()

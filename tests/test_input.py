@@ -9,13 +9,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from sparse_ae import (BatchTopK, Callback, Contractive, FeatureExplorer, HoyerTarget,
                        SparseAutoencoder, digits, evaluate_sparse_autoencoder,
                        feature_contributions, lifetime_sparseness, match_dictionaries,
-                       plot_dictionary, sparse_dictionary, sweep, train_val_split)
-from sparse_ae import train_sparse_autoencoder_with_early_stopping as train
+                       plot_dictionary, sparse_dictionary, sweep,
+                       train_sparse_autoencoder_with_early_stopping as train, train_val_split)
 from sparse_ae.cli import load_matrix
 from sparse_ae.eval_viz import dictionary
-from sparse_ae.geometry import contractive_penalty, isometry_penalty
-from sparse_ae.initialisation import geometric_median
-from sparse_ae.latent_statistics import latent_statistics
+from sparse_ae.models import geometric_median
+from sparse_ae.regularizers import contractive_penalty, isometry_penalty
+from sparse_ae.lab.explorer import latent_statistics
 
 X = digits()[:200]
 

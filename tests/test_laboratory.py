@@ -7,8 +7,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from sparse_ae import (FeatureExplorer, SparseAutoencoder, TrainingDashboard, digits,
-                       train_val_split)
+from sparse_ae import FeatureExplorer, SparseAutoencoder, TrainingDashboard, digits, train_val_split
 
 SCRIPT = '''
 import torch

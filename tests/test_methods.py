@@ -6,8 +6,8 @@ from torch.testing import assert_close
 
 from sparse_ae import (NestedReconstruction, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK,
                        digits, evaluate_sparse_autoencoder, feature_contributions, hoyer_projection,
-                       match_dictionaries, sparse_dictionary)
-from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
+                       match_dictionaries, sparse_dictionary,
+                       train_sparse_autoencoder_with_early_stopping as fit)
 from sparse_ae.losses import get_penalty
 from sparse_ae.presets import PRESETS
 from sparse_ae.training import Trainer, batch_losses

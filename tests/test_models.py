@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sparse_ae.activations import CODE_ACTIVATIONS, HardThreshold, SoftThreshold
-from sparse_ae.encoders import ENCODERS
+from sparse_ae.activations import CODE_ACTIVATIONS, ENCODERS, HardThreshold, SoftThreshold
 from sparse_ae.models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder)
 

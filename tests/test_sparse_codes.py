@@ -14,8 +14,8 @@ from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder
                        train_sparse_autoencoder_with_early_stopping)
 from sparse_ae.losses import l1_sparsity_loss
 from sparse_ae.models import BaseSparseAutoencoder
-from sparse_ae.sparse_codes import largest, largest_of_all
 from sparse_ae.training import batch_losses
+from sparse_ae.engines.sparse_codes import largest, largest_of_all
 
 models = st.fixed_dictionaries(dict(
     cls=st.sampled_from([SparseAutoencoder, TiedWeightSparseAutoencoder]),
@@ -216,7 +216,7 @@ INTERPRETED = '''
 import torch
 from torch.testing import assert_close
 from sparse_ae import BatchTopK, SparseAutoencoder, TopK
-from sparse_ae.triton_kernels import triton_kernels
+from sparse_ae.engines.triton_kernels import triton_kernels
 for activation in (TopK(3), BatchTopK(3)):
     for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
         torch.manual_seed(0)
@@ -228,7 +228,7 @@ for activation in (TopK(3), BatchTopK(3)):
             with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
                 if sparsely:
                     weights = [x, *model.encoder_weights(), model.encoder_bias_1]
-                    from sparse_ae.sparse_codes import decode_sparsely, encode_sparsely
+                    from sparse_ae.engines.sparse_codes import decode_sparsely, encode_sparsely
                     code = encode_sparsely(*weights, model.activation, dtype)
                     out = decode_sparsely(code, model.decoder_weights()[0], model.decoder_bias_1)
                     z = code.dense().detach()

@@ -13,8 +13,8 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from sparse_ae import SparseAutoencoder, TrainingDiverged, evaluate_sparse_autoencoder
-from sparse_ae import train_sparse_autoencoder_with_early_stopping as fit
+from sparse_ae import (SparseAutoencoder, TrainingDiverged, evaluate_sparse_autoencoder,
+                       train_sparse_autoencoder_with_early_stopping as fit)
 from sparse_ae.activations import TopK
 from sparse_ae.callbacks import Callback
 

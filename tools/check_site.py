@@ -81,7 +81,7 @@ def documented(thing) -> list[str]:
 def check_names(site:Path) -> list[str]:
     "Which public names have no entry on a page, a parameter without words, or no example."
     entries = {}
-    for path in site.glob('*.html'):
+    for path in site.rglob('*.html'):
         page = BeautifulSoup(path.read_text(encoding='utf-8'), 'html.parser')
         for heading in page.select('main h3, main h4'):
             code = heading.find_next('pre')

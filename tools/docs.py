@@ -61,9 +61,9 @@ def show_fields(path:Path) -> None:
     for cell in nb['cells']:
         for out in cell.get('outputs', []):
             text = ''.join(out.get('data', {}).get('text/markdown', ''))
-            entry = re.search(r'blob/\w+/sparse_ae/(\w+)\.py.*?^### (\w+)\n', text, re.M | re.S)
+            entry = re.search(r'blob/\w+/sparse_ae/([\w/]+)\.py.*?^### (\w+)\n', text, re.M | re.S)
             if not entry: continue
-            cls = getattr(importlib.import_module(f'sparse_ae.{entry[1]}'), entry[2], None)
+            cls = getattr(importlib.import_module('sparse_ae.' + entry[1].replace('/', '.')), entry[2], None)
             if not (is_dataclass(cls) or hasattr(cls, '_fields')): continue
             sources = [inspect.getsource(c) for c in reversed(cls.__mro__) if is_dataclass(c) or c is cls]
             fields = re.findall(r'^    \w+:.*  # .*(?:\n +# .*)*', '\n'.join(sources), re.M)
@@ -84,9 +84,9 @@ def tidy_entries(path:Path) -> None:
             code, end, words = rest.partition('\n```')
             head = re.sub('^#.*__.*', lambda name: name[0].replace('__', r'\_\_'), head, flags=re.M)
             code = re.sub(r'\[(`[^`]+`)\]\(http\S+?\)', r'\1', code)
-            entry = re.search(r'sparse_ae/(\w+)\.py#.*^#+ (\w+)\.(\w+)$', head, re.M | re.S)
+            entry = re.search(r'sparse_ae/([\w/]+)\.py#.*^#+ (\w+)\.(\w+)$', head, re.M | re.S)
             if entry:
-                cls = getattr(importlib.import_module(f'sparse_ae.{entry[1]}'), entry[2])
+                cls = getattr(importlib.import_module('sparse_ae.' + entry[1].replace('/', '.')), entry[2])
                 property_ = isinstance(inspect.getattr_static(cls, entry[3]), property)
                 if property_: code = '@property\n' + code
             words = re.sub(r'^\n\n\*(.+)\*\n(\S.*(?:\n\S.*)*)', r'\n\n*\1\n\2*', words)

@@ -100,7 +100,7 @@ def readme() -> tuple[str, dict[str, bytes]]:
                 parts.append(f'```\n{text.rstrip()}\n```')
     text = '\n\n'.join(parts) + '\n'
     note = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
-    return note + re.sub(r'\(((?:\w+/)?\w+\.(?:ipynb|qmd))\)', r'(nbs/\1)', text), pictures
+    return note + re.sub(r'\(((?:\w+/)?\w+\.(?:ipynb|qmd)(?:#[\w-]+)?)\)', r'(nbs/\1)', text), pictures
 
 
 def write_readme() -> None:

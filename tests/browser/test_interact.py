@@ -7,7 +7,7 @@ SOURCE = '''
 import numpy as np
 from ipywidgets import FloatSlider
 from matplotlib.figure import Figure
-from sparse_ae.widgets import interact_figure
+from sparse_ae.lab.widgets import interact_figure
 
 def sine(frequency):
     fig = Figure(figsize=(4, 2))
