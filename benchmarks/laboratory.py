@@ -27,18 +27,18 @@ from sparse_ae import Callback, SparseAutoencoder, Trainer, TrainingDashboard
 class Turns(Callback):
     "Lets the dashboard paint for three seconds, forbids it for three, and so on."
     def __init__(self, dashboard):
-        self.dashboard, self.begun, self.on, self.found = dashboard, None, True, {True: [], False: []}
+        self.dashboard, self.started, self.on, self.found = dashboard, None, True, {True: [], False: []}
 
     def before_epoch(self, trainer):
         now, d = time.perf_counter(), self.dashboard
-        if self.begun is not None:
-            if now - self.begun < 3: return
-            self.found[self.on].append((now - self.begun) / (trainer.step - self.step))
+        if self.started is not None:
+            if now - self.started < 3: return
+            self.found[self.on].append((now - self.started) / (trainer.step - self.step))
             self.on = not self.on
-            if self.on: d.start += now - self.begun   # what it may spend is counted in its own time
+            if self.on: d.start += now - self.started   # what it may spend is counted in its own time
             d.due = now if self.on else math.inf
             if len(self.found[False]) == ROUNDS: trainer.stopped_by = 'benchmark'
-        self.begun, self.step = time.perf_counter(), trainer.step
+        self.started, self.step = time.perf_counter(), trainer.step
 
 x, val = torch.rand(3200, FEATURES), torch.rand(256, FEATURES)
 torch.manual_seed(0)

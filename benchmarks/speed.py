@@ -22,8 +22,8 @@ from training import classical, data, interleaved, ratio, trainer
 
 from sparse_ae import BatchTopK, SparseAutoencoder, TopK, evaluate_sparse_autoencoder, image_patches
 from sparse_ae.training import Alone, Trainer, _step
-from sparse_ae.engines.sparse_codes import (Entries, SparseCode, _Encode, decode_sparsely,
-                                            encode_sparsely)
+from sparse_ae.engines.sparse_codes import (SparsePattern, SparseCode, _Encode, sparse_decode,
+                                            sparse_encode)
 
 HERE = Path(__file__).resolve().parent
 INPUT, LATENT, BATCH, K = 384, 3072, 2048, 32
@@ -60,7 +60,7 @@ def step(activation, input_dim=INPUT, latent_dim=LATENT, batch=BATCH, device='cp
 
 def whole_step(t, x):
     "A step of this trainer, with all that belongs to one, as a function."
-    t.begin()
+    t.start()
     t.model.train()
     compute = Alone([t])
     def one(x=x):
@@ -326,14 +326,14 @@ def after_encoding(latent_dim, batch, k):
     "Decoding and all gradients, given the entries: what is left when the first product is done."
     x, W, b = rows(batch, INPUT), rows(latent_dim, INPUT, 3), torch.zeros(latent_dim)
     D, offset = rows(latent_dim, INPUT, 4).mT, torch.zeros(INPUT)  # as it lies in training
-    with torch.no_grad(): chosen = encode_sparsely(x, W, b, TopK(k))
+    with torch.no_grad(): chosen = sparse_encode(x, W, b, TopK(k))
     leaves = [t.requires_grad_() for t in (W, b, D, offset)]
 
     def one():
-        e = chosen.entries
-        e = Entries(e.latents, e.starts, latent_dim)  # nothing is remembered from the last time
+        e = chosen.pattern
+        e = SparsePattern(e.col_indices, e.offsets, latent_dim)  # nothing is remembered from the last time
         code = SparseCode(_Encode.apply(x, W, b, chosen.values, e), e)
-        torch.autograd.grad(F.mse_loss(decode_sparsely(code, D, offset), x), leaves)
+        torch.autograd.grad(F.mse_loss(sparse_decode(code, D, offset), x), leaves)
     return one
 
 

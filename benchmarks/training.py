@@ -119,8 +119,8 @@ def bare(epochs, batch_size):
     "The steps of training and nothing else: no counting, no callbacks, no log, no checkpoint."
     t = Trainer(classical(), data(), data(256, seed=1), epochs, 1e-3, epochs, sparsity_type='l1',
                 batch_size=batch_size, seed=0, verbose=0, revive=None)
-    t.begin()
-    t.model.hold_norm()
+    t.start()
+    t.model.assume_unit_norm()
     penalty = training.lighter(t.model.activation, t.penalty)
 
     def loss(x):

@@ -1,8 +1,8 @@
 """Sparse autoencoders in PyTorch: codes, penalties, training, measuring, showing."""
 __version__ = "0.1.0"
 
-from .activations import (BatchTopK, CodeActivation, Gated, HardThreshold, JumpReLU, MatchingPursuit,
-                          SoftThreshold, TopK, Unrolled)
+from .activations import (BatchTopK, CodeActivation, Gated, HardThreshold, JumpReLU,
+                          MatchingPursuit, SoftThreshold, TopK, Unrolled)
 from .callbacks import Callback, EarlyStopping, LogFile, TensorBoardLog, WandbLog
 from .data import digits, image_patches, sparse_dictionary, train_val_split
 from .eval_viz import (dictionary, evaluate_sparse_autoencoder, feature_contributions,

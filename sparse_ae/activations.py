@@ -4,40 +4,40 @@
 
 # %% auto #0
 __all__ = ['CODE_ACTIVATIONS', 'ENCODERS', 'CodeActivation', 'ReLU', 'Sigmoid', 'Identity', 'SoftThreshold', 'HardThreshold',
-           'JumpReLU', 'TopK', 'BatchTopK', 'statistics_kept', 'Gated', 'CodeEncoder', 'Linear', 'as_in_evaluation',
+           'JumpReLU', 'TopK', 'BatchTopK', 'frozen_running_stats', 'Gated', 'CodeEncoder', 'Linear', 'eval_mode',
            'Unrolled', 'MatchingPursuit']
 
 # %% ../nbs/05_activations.ipynb #01200c1a
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .engines.sparse_codes import Entries, SparseCode, largest, largest_of_all
-from .validation import (Choice, check_bool, check_fraction, check_int, check_not_negative,
-                                  check_positive)
+from .engines.sparse_codes import SparseCode, SparsePattern, top_k, top_k_flat
+from .validation import (Configurable, check_bool, check_fraction, check_int,
+                                  check_not_negative, check_positive)
 
 # %% ../nbs/05_activations.ipynb #b98d5a93
-class CodeActivation(Choice, nn.Module):
+class CodeActivation(Configurable, nn.Module):
     "Makes the code from the pre-activation; a subclass says how, in `forward`."
     homogeneous = True     # f(s u) = s f(u) for s > 0, once its thresholds are multiplied by s
-    stackable = True       # it takes each sample alone, and has no parameters
+    vmappable = True       # it takes each sample alone, and has no parameters
     fixes_l0 = False       # a penalty cannot change how many latents are active
-    has_step = False       # its step has a pseudo-gradient
+    has_pseudo_gradient = False       # its step has a pseudo-gradient
     nonnegative = False    # no entry is negative, and where one is 0 no gradient gets through
 
     def __init__(self): super().__init__()
 
-    def attach(self, latent_dim:int, **where:Any) -> 'CodeActivation':
+    def build(self, latent_dim:int, **where:Any) -> 'CodeActivation':
         "Itself, with the parameters that a code of this width needs."
         return self
 
-    def penalised(self, pre:Tensor, z:Tensor) -> Tensor:
+    def penalty_input(self, pre:Tensor, z:Tensor) -> Tensor:
         "What penalties act on."
         return z
 
@@ -48,11 +48,11 @@ class CodeActivation(Choice, nn.Module):
         "Multiply what has the unit of the code."
 
     @torch.no_grad()
-    def restart(self, latents:Tensor) -> None:
+    def reset_latents(self, latents:Tensor) -> None:
         "Set what these latents have learned back to its start."
         like = next(self.parameters(), None)
         if like is None: return
-        fresh = copy.deepcopy(self).attach(len(like), device=like.device, dtype=like.dtype)
+        fresh = copy.deepcopy(self).build(len(like), device=like.device, dtype=like.dtype)
         for own, new in zip(self.parameters(), fresh.parameters()): own[latents] = new[latents]
 
     def forward(self, pre:Tensor) -> Tensor:
@@ -81,15 +81,15 @@ class _Threshold(CodeActivation):
         super().__init__()
         self.learned = check_bool('learned', learned)
         self.threshold = (check_positive if learned else check_not_negative)('threshold', threshold)
-        self.stackable = not self.learned
+        self.vmappable = not self.learned
 
-    def attach(self, latent_dim, **where):
+    def build(self, latent_dim, **where):
         if self.learned:
             start = torch.full((latent_dim,), math.log(self.threshold), **where)
             self.log_threshold = nn.Parameter(start)
         return self
 
-    def sided(self, pre:Tensor) -> tuple[Tensor, Tensor]:
+    def magnitude_and_sign(self, pre:Tensor) -> tuple[Tensor, Tensor]:
         "What is compared with the threshold, and the sign that the code gets."
         return pre.abs(), pre.sign()
 
@@ -115,7 +115,7 @@ class SoftThreshold(_Threshold):
     ): super().__init__(threshold, learned)
 
     def forward(self, pre):
-        size, sign = self.sided(pre)
+        size, sign = self.magnitude_and_sign(pre)
         return sign * F.relu(size - self.theta)
 
 # %% ../nbs/05_activations.ipynb #c89164e1
@@ -131,11 +131,12 @@ class HardThreshold(_Threshold):
         bandwidth:float=0.1,    # `epsilon`, of the pseudo-gradient, in units of the code
     ):
         super().__init__(threshold, learned)
-        self.bandwidth, self.has_step = check_positive('bandwidth', bandwidth), self.learned
+        self.bandwidth = check_positive('bandwidth', bandwidth)
+        self.has_pseudo_gradient = self.learned
 
     def _parts(self, pre:Tensor) -> tuple[Tensor, Tensor]:
         "The step, and a zero whose gradient to the threshold is that of the band."
-        size, _ = self.sided(pre)
+        size, _ = self.magnitude_and_sign(pre)
         theta = self.theta
         step = (size > theta).to(pre)
         if not self.learned or not torch.is_grad_enabled(): return step, torch.zeros_like(step)
@@ -145,7 +146,7 @@ class HardThreshold(_Threshold):
     def forward(self, pre):
         step, band = self._parts(pre)
         if not self.learned: return pre * step
-        return pre*step - self.sided(pre)[1] * self.theta.detach() * band
+        return pre*step - self.magnitude_and_sign(pre)[1] * self.theta.detach() * band
 
     def step(self, pre):
         if not self.learned: return None
@@ -167,25 +168,25 @@ class JumpReLU(HardThreshold):
         bandwidth:float=0.1,    # `epsilon`, of the pseudo-gradient, in units of the code
     ): super().__init__(threshold, True, bandwidth)
 
-    def sided(self, pre): return pre, torch.ones_like(pre)
+    def magnitude_and_sign(self, pre): return pre, torch.ones_like(pre)
 
 # %% ../nbs/05_activations.ipynb #1504866c
 class _Largest(CodeActivation):
     "What keeps `k` latents a sample; a subclass chooses them."
     fixes_l0 = nonnegative = True
-    by_sample = True       # the choice for a sample is made from it alone
+    independent_samples = True       # the choice for a sample is made from it alone
 
-    def choose(self, u:Tensor) -> SparseCode:
+    def select(self, u:Tensor) -> SparseCode:
         "The entries of `u`, shape `(n, latent_dim)`, that are kept, as they are there."
-        raise NotImplementedError(f"{type(self).__name__} must have a choose(u)")
+        raise NotImplementedError(f"{type(self).__name__} must have a select(u)")
 
     def forward(self, pre):
-        entries = self.choose(pre.detach().reshape(-1, pre.shape[-1])).entries
+        pattern = self.select(pre.detach().reshape(-1, pre.shape[-1])).pattern
         u = pre.reshape(-1)
-        kept = F.relu(u.gather(0, entries.places))
-        return torch.zeros_like(u).scatter(0, entries.places, kept).view_as(pre)
+        kept = F.relu(u.gather(0, pattern.flat_indices))
+        return torch.zeros_like(u).scatter(0, pattern.flat_indices, kept).view_as(pre)
 
-    def attach(self, latent_dim, **where):
+    def build(self, latent_dim, **where):
         if self.k > latent_dim:
             raise ValueError(f"k must be at most latent_dim={latent_dim}, got {self.k}")
         return self
@@ -202,10 +203,10 @@ class TopK(_Largest):
         super().__init__()
         self.k = check_int('k', k)
 
-    def choose(self, u):
-        values, latents = largest(u, self.k)
+    def select(self, u):
+        values, latents = top_k(u, self.k)
         starts = torch.arange(0, latents.numel() + 1, self.k, device=u.device)
-        return SparseCode(values.flatten(), Entries(latents.flatten(), starts, u.shape[-1]))
+        return SparseCode(values.flatten(), SparsePattern(latents.flatten(), starts, u.shape[-1]))
 
 # %% ../nbs/05_activations.ipynb #3a8ccc69
 class BatchTopK(_Largest):
@@ -213,7 +214,7 @@ class BatchTopK(_Largest):
     mode the entries above a threshold.
 
     Source: Bussmann, Leask & Nanda, *BatchTopK sparse autoencoders*, 2024, equations 3 and 5."""
-    name, stackable = 'batch_topk', False
+    name, vmappable = 'batch_topk', False
     def __init__(
         self,
         k:int,                  # Latents active in a sample, on average
@@ -222,8 +223,8 @@ class BatchTopK(_Largest):
         super().__init__()
         self.k, self.momentum = check_int('k', k), check_fraction('momentum', momentum)
 
-    def attach(self, latent_dim, device='cpu', dtype=torch.float32):
-        super().attach(latent_dim)
+    def build(self, latent_dim, device='cpu', dtype=torch.float32):
+        super().build(latent_dim)
         precise = torch.promote_types(dtype, torch.float32)  # small steps would be lost in bfloat16
         self.register_buffer('threshold', torch.zeros((), device=device, dtype=precise))
         seen = torch.zeros((), dtype=torch.long, device=device)
@@ -231,19 +232,19 @@ class BatchTopK(_Largest):
         return self
 
     @property
-    def by_sample(self) -> bool: return not self.training
+    def independent_samples(self) -> bool: return not self.training
 
     def forward(self, pre):
         if self.training: return super().forward(pre)
         return F.threshold(pre, max(0., self.threshold.item()), 0.)
 
-    def choose(self, u):
+    def select(self, u):
         flat, (n, width) = u.reshape(-1), u.shape
-        if self.training and n: places = largest_of_all(flat, self.k*n)
+        if self.training and n: places = top_k_flat(flat, self.k*n)
         else: places = (flat <= self.threshold.clamp(min=0)).logical_not_().nonzero()[:, 0]
         starts = torch.searchsorted(places, torch.arange(0, n*width + 1, width, device=u.device))
         if self.training: self._track(flat[places])
-        return SparseCode(flat[places], Entries(places % width, starts, width))
+        return SparseCode(flat[places], SparsePattern(places % width, starts, width))
 
     def _track(self, values:Tensor) -> None:
         if not self.momentum or not len(values): return  # a pass that does not count
@@ -258,7 +259,7 @@ class BatchTopK(_Largest):
 
 # %% ../nbs/05_activations.ipynb #d1198be3
 @contextmanager
-def statistics_kept(
+def frozen_running_stats(
     model:nn.Module,     # Any module
 ) -> Iterator[None]:
     "What passes here does not count in running statistics."
@@ -279,8 +280,8 @@ class Gated(CodeActivation):
 
     Source: Rajamanoharan et al., *Improving dictionary learning with gated sparse autoencoders*,
     2024, equations 6 and 7."""
-    name, stackable = 'gated', False
-    def attach(self, latent_dim, **where):
+    name, vmappable = 'gated', False
+    def build(self, latent_dim, **where):
         self.log_scale = nn.Parameter(torch.zeros(latent_dim, **where))       # r
         self.magnitude_bias = nn.Parameter(torch.zeros(latent_dim, **where))  # b
         return self
@@ -288,7 +289,7 @@ class Gated(CodeActivation):
     def forward(self, pre):
         return (pre > 0).to(pre) * F.relu(self.log_scale.exp()*pre + self.magnitude_bias)
 
-    def penalised(self, pre, z): return F.relu(pre)
+    def penalty_input(self, pre, z): return F.relu(pre)
 
     @torch.no_grad()
     def rescale(self, factor): self.magnitude_bias *= factor
@@ -298,7 +299,7 @@ CODE_ACTIVATIONS = {cls.name: cls for cls in (ReLU, Sigmoid, Identity, SoftThres
                                               TopK, BatchTopK, JumpReLU, Gated)}
 
 # %% ../nbs/05_activations.ipynb #15501233
-class CodeEncoder(Choice):
+class CodeEncoder(Configurable):
     "Makes the code from the output of the encoder's layers; a subclass says how, in `run`."
     single_layer = True    # can be used with single-layer models only
     fixes_l0 = False       # a penalty cannot change how many latents are active
@@ -319,13 +320,15 @@ class Linear(CodeEncoder):
 
 # %% ../nbs/05_activations.ipynb #c6cb29fa
 @contextmanager
-def as_in_evaluation(
-    module:nn.Module,    # Such as a code activation
+def eval_mode(
+    module:nn.Module,     # Any module
+    no_grad:bool=False,   # Whether to disable gradients as well
 ) -> Iterator[None]:
-    "In this block the module is in eval mode, with gradients; afterwards it is as it was."
+    "Eval mode within the block; restores the previous mode of the module."
     was_training = module.training
     module.eval()
-    try: yield
+    try:
+        with torch.no_grad() if no_grad else nullcontext(): yield
     finally: module.train(was_training)
 
 class Unrolled(CodeEncoder):
@@ -345,7 +348,7 @@ class Unrolled(CodeEncoder):
     def run(self, pre, weights, activation):
         encoder, decoder = weights()
         u = start = self.step_size * pre
-        with as_in_evaluation(activation):
+        with eval_mode(activation):
             for _ in range(self.steps):
                 z = activation(u)
                 u = z + start + (-self.step_size * (z @ decoder.mT)) @ encoder.mT

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models import evaluating
+from .models import eval_mode
 from .validation import check_choice, check_int, check_not_negative, check_positive
 
 # %% ../nbs/06_callbacks.ipynb #fbd06840
@@ -27,7 +27,7 @@ EVENTS = ('before_fit', 'before_epoch', 'before_step', 'after_loss', 'after_back
 
 class Callback:
     """What to do at the events of training. A subclass defines the events that it cares about."""
-    one_run = taken = False  # does it belong to one training alone? and does it already?
+    single_use = attached = False  # does it belong to one training alone? and does it already?
 
     def check(self, trainer): "Raise the error that says why this trainer cannot have it."
     def before_fit(self, trainer): "Once, before the first epoch of this call of `fit`."
@@ -49,7 +49,7 @@ class Callback:
 # %% ../nbs/06_callbacks.ipynb #e14c741c
 class EarlyStopping(Callback):
     "Keeps the weights of the best epoch, and ends training when nothing better comes."
-    one_run = True
+    single_use = True
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class EarlyStopping(Callback):
 
     def after_epoch(self, trainer):
         value = self.value(trainer)
-        if trainer.warming_up: return
+        if trainer.early_stopping_blockers: return
         self.waited += 1
         if value < self.best_value:
             self.best, self.best_value = snapshot(trainer.model, self.best), value
@@ -140,7 +140,7 @@ class LearningRateSchedule(Callback):
         done = trainer.progress + trainer.step_fraction
         ramp = min(1., done/self.warmup if self.warmup else 1.)
         part = ramp * self.factor(min(1., max(0., after / falling)))
-        trainer.learning_rate = trainer.peak_rate * part
+        trainer.learning_rate = trainer.base_learning_rate * part
 
 # %% ../nbs/06_callbacks.ipynb #7c0cff96
 class ClipGradients(Callback):
@@ -192,7 +192,7 @@ class LogFile(Callback):
     """Writes the history into a CSV or JSON-lines file, a line an epoch, about once a second.
 
     A list that has not one entry an epoch stays empty there."""
-    one_run = True
+    single_use = True
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ def _optional(module:str, extra:str) -> Any:
 
 class TensorBoardLog(Callback):
     "Writes what each epoch measured for TensorBoard: `tensorboard --logdir folder`."
-    one_run = True
+    single_use = True
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class TensorBoardLog(Callback):
 
 class WandbLog(Callback):
     "Sends what each epoch measured to Weights & Biases."
-    one_run = True
+    single_use = True
 
     def __init__(
         self,
@@ -282,7 +282,7 @@ class WandbLog(Callback):
 # %% ../nbs/06_callbacks.ipynb #3d35fba5
 class StartFromData(Callback):
     "Starts a single-layer model from the data, before the first step."
-    one_run = True
+    single_use = True
 
     def __init__(
         self,
@@ -306,4 +306,4 @@ class StartFromData(Callback):
         else:
             some = torch.linspace(0, len(rows) - 1, min(4096, len(rows))).long()
             x = rows[some].to(trainer.train.device, trainer.train.dtype) * trainer.scale
-        with evaluating(trainer.model): trainer.model.initialize(x.flatten(1), self.l0)
+        with eval_mode(trainer.model, no_grad=True): trainer.model.initialize(x.flatten(1), self.l0)

@@ -27,11 +27,11 @@ from .data import image_patches, train_val_split
 from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dictionary,
                                 plot_reconstructions, plot_sparse_autoencoder_analysis,
                                 plot_sparse_training_history)
-from .io import CHECKPOINT, written_whole
+from .io import CHECKPOINT, atomic_write
 from .lab.explorer import FeatureExplorer
 from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
 from .training import TrainingDiverged, train_sparse_autoencoder_with_early_stopping
-from .validation import as_rows, check_choice
+from .validation import as_tensor_rows, check_choice
 
 # %% ../nbs/12_cli.ipynb #522a4e09
 def metrics_table(
@@ -104,7 +104,7 @@ def _write_json(path:Path, content:dict) -> None:
     "Write JSON that every parser reads: what is not a number becomes null."
     plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value
              for name, value in content.items()}
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(json.dumps(plain, indent=1, allow_nan=False) + '\n')
 
 def spread(
@@ -113,7 +113,7 @@ def spread(
 ) -> Tensor:                 # At most `n` of them
     """Samples of median to largest variance, evenly spread: most patches of a photograph are flat,
     and say little in a picture."""
-    x = as_rows('x', x)
+    x = as_tensor_rows('x', x)
     order = x.flatten(1).double().var(1, correction=0).argsort()[len(x)//2:]
     return x[order[torch.linspace(0, len(order)-1, min(n, len(order))).long()]]
 
@@ -138,10 +138,10 @@ def write_run(
     plot_sparse_autoencoder_analysis(results, title, folder/'analysis.png')
     plot_dictionary(model, image_shape, codes, save_path=folder/'dictionary.png')
     plot_reconstructions(model, spread(x), image_shape, save_path=folder/'reconstructions.png')
-    FeatureExplorer(model, as_rows('x', x), image_shape=image_shape).export_html(
+    FeatureExplorer(model, as_tensor_rows('x', x), image_shape=image_shape).export_html(
         folder/'latents.html', f'{title}: what does each latent mean?')
     metrics = metrics_table(history, results)
-    with written_whole(folder/'report.html') as beside:
+    with atomic_write(folder/'report.html') as beside:
         beside.write_text(report_html(folder, title, metrics, arguments or {}), encoding='utf-8')
     return metrics
 

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .validation import (as_rows, check_choice, check_fraction, check_int,
+from .validation import (as_tensor_rows, check_choice, check_fraction, check_int,
                                   check_not_negative, check_number, check_positive, check_rows)
 
 # %% ../nbs/04_data.ipynb #b6160923
@@ -103,7 +103,7 @@ def train_val_split(
     seed:int=0,                 # The same seed, the same split
 ) -> tuple[Tensor, Tensor]:     # Training rows, validation rows
     "Training and validation rows, drawn at random; each side has at least one."
-    data, fraction = as_rows('data', data), check_fraction('val_fraction', val_fraction)
+    data, fraction = as_tensor_rows('data', data), check_fraction('val_fraction', val_fraction)
     if len(data) < 2:
         raise ValueError(f"data must have at least 2 rows to be split, got {len(data)}")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(
@@ -266,7 +266,7 @@ def _take(self:Batches, data:Any, buffer_rows:'int|None') -> None:
         raise TypeError(f"{name} must be a tensor, NumPy array, memory map, Dataset or DataLoader, "
                         f"got {type(data).__name__}")
     else:
-        self.rows = as_rows(name, data)
+        self.rows = as_tensor_rows(name, data)
         self._check_shape(self.rows)
         check_rows(name, self.rows, self.dtype)
         self.rows = self._near(self.rows)
@@ -275,7 +275,7 @@ def _take(self:Batches, data:Any, buffer_rows:'int|None') -> None:
         if not isinstance(data, np.memmap): self.buffer_rows = len(self.rows)
 
 @patch(as_prop=True)
-def one_time(self:Batches) -> bool:
+def is_iterator(self:Batches) -> bool:
     "Are the data used up by one pass, as a generator is?"
     return isinstance(self.loader, Iterator)
 
@@ -325,7 +325,7 @@ def _steps_from_loader(self:Batches) -> Iterator[list[Tensor]]:
     for number, batch in enumerate(self.loader):
         if isinstance(batch, (tuple, list)): batch = batch[0]  # (inputs, labels)
         name = f'{self.name}, batch {number},'
-        batch = as_rows(name, batch)
+        batch = as_tensor_rows(name, batch)
         self._check_shape(batch)
         check_rows(name, batch, self.dtype, warn=number == 0)
         step.append(batch)
@@ -365,7 +365,7 @@ def epoch(self:Batches) -> Iterator[list[Tensor]]:
         if self.current is None: self._begin(self._draw())
         step = next(self.current, None)
         if step is None:
-            dry = self.taken == 0 or self.one_time
+            dry = self.taken == 0 or self.is_iterator
             self.current, self.taken, self.exhausted = None, 0, dry
             if dry or self.steps is None: break
             continue

@@ -18,10 +18,10 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .activations import Gated, statistics_kept
+from .activations import Gated, frozen_running_stats
 from .losses import get_penalty
 from .models import BaseSparseAutoencoder, Encoded, Layer, linear_stack
-from .validation import as_rows, check_int, check_not_negative
+from .validation import as_tensor_rows, check_int, check_not_negative
 
 # %% ../nbs/08_regularizers.ipynb #027a6997
 def _check_batch(name:str, value:Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def _check_batch(name:str, value:Tensor) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a tensor of floating-point numbers, got {got}")
-    as_rows(name, value)
+    as_tensor_rows(name, value)
     return value
 
 def _with_gradient(name:str, y:Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def _second_pass(model:nn.Module, x:Tensor) -> Iterator[None]:
     saving = getattr(model, 'gradient_checkpointing', None)
     if saving: model.gradient_checkpointing = False
     try:
-        with statistics_kept(model), torch.autocast(x.device.type, enabled=False): yield
+        with frozen_running_stats(model), torch.autocast(x.device.type, enabled=False): yield
     finally:
         if saving: model.gradient_checkpointing = True
 
@@ -296,7 +296,7 @@ def frozen_decode(
     "The reconstruction, through which gradients reach the code only."
     layers = [Layer(W.detach(), b.detach(), norm) for W, b, norm in zip(
         model.decoder_weights(), model._layers('decoder_bias'), model._layers('decoder_norm'))]
-    with statistics_kept(model): return linear_stack(z, layers)[0]
+    with frozen_running_stats(model): return linear_stack(z, layers)[0]
 
 @dataclass(frozen=True)
 class GateReconstruction:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .callbacks import Callback
 from .losses import p_norm_sparsity_loss
-from .models import (BaseSparseAutoencoder, Encoded, Layer, evaluating, linear_stack,
+from .models import (BaseSparseAutoencoder, Encoded, Layer, eval_mode, linear_stack,
                               unit_norm)
 from .validation import (check_choice, check_fraction, check_int, check_not_negative,
                                   check_number, check_positive, warn_caller)
@@ -36,8 +36,9 @@ class SparsityWarmup(Callback):
 
     def before_step(self, trainer):
         done = min(1., (trainer.progress + trainer.step_fraction)/self.epochs if self.epochs else 1)
-        trainer.ramp = FLOOR ** (1 - done)
-        (trainer.warming_up.discard if done == 1 else trainer.warming_up.add)('sparsity_warmup')
+        trainer.penalty_scale = FLOOR ** (1 - done)
+        blockers = trainer.early_stopping_blockers
+        (blockers.discard if done == 1 else blockers.add)('sparsity_warmup')
 
 # %% ../nbs/07_sparsity_control.ipynb #e390cd45
 class AnnealedPNorm(Callback):
@@ -45,7 +46,7 @@ class AnnealedPNorm(Callback):
     `sparsity_type=AnnealedPNorm(0.4)`.
 
     Source: Karvonen et al., *Measuring progress in dictionary learning*, 2024, section 4."""
-    one_run = True
+    single_use = True
 
     def __init__(
         self,
@@ -66,7 +67,8 @@ class AnnealedPNorm(Callback):
         done = (trainer.progress/trainer.num_epochs - self.begin) / (self.end - self.begin)
         done = min(1., max(0., done))
         self.now = 1 + (self.p - 1)*done
-        (trainer.warming_up.discard if done == 1 else trainer.warming_up.add)('exponent')
+        blockers = trainer.early_stopping_blockers
+        (blockers.discard if done == 1 else blockers.add)('exponent')
 
     def state_dict(self): return {'now': self.now}
 
@@ -76,7 +78,7 @@ class AnnealedPNorm(Callback):
 class SparsityTarget(Callback):
     """Adjusts the weight of the penalty, step by step, until the code is as sparse as asked for:
     a given L0, or a given sparsity level. Warns at the end if it is not."""
-    one_run = True
+    single_use = True
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class SparsityTarget(Callback):
         if not trainer.sparsity_weight:
             raise ValueError("sparsity_weight must be above 0 where it is to be adjusted, got 0")
 
-    def before_fit(self, trainer): trainer.warming_up.add('target')
+    def before_fit(self, trainer): trainer.early_stopping_blockers.add('target')
 
     def after_loss(self, trainer):
         n = len(trainer.losses.code)
@@ -154,7 +156,8 @@ def after_epoch(self:SparsityTarget, trainer):
     target = self.l0 if self.level is None else self.level
     self.reached.append(amount(measured))
     near = abs(self.reached[-1]/target - 1) <= self.tolerance
-    (trainer.warming_up.discard if near else trainer.warming_up.add)('target')
+    blockers = trainer.early_stopping_blockers
+    (blockers.discard if near else blockers.add)('target')
 
 @patch
 def after_fit(self:SparsityTarget, trainer):
@@ -171,7 +174,7 @@ def after_fit(self:SparsityTarget, trainer):
 # %% ../nbs/07_sparsity_control.ipynb #69a449ac
 class DeadLatents(Callback):
     "Counts, over a running window of samples, which latents were active."
-    one_run = True
+    single_use = True
 
     def __init__(
         self,
@@ -250,7 +253,8 @@ def resample(
     on = z > 0
     size = z[on].mean() if on.any() else z.new_ones(())
     away = h[chosen] - h.mean(0)
-    chooses = model.fixes_l0 or model.activation.has_step  # which latents are active, by itself
+    # whether the activation selects the active latents itself
+    chooses = model.fixes_l0 or model.activation.has_pseudo_gradient
     if model.depth == 1 and (chooses or model.encoder.single_layer):
         _compete(model, dead, unit_norm((x - model.decode(z))[chosen], 1), x)
         _forget(model, dead, moments)
@@ -265,7 +269,7 @@ def resample(
     encoder[dead] = rows * gain[:, None]
     model.normalize_decoder_weights()
     _set_thresholds(model, dead, h, away)
-    model.activation.restart(dead)
+    model.activation.reset_latents(dead)
     _forget(model, dead, moments)
     return len(dead)
 
@@ -303,9 +307,9 @@ def _forget(model:BaseSparseAutoencoder, dead:Tensor, moments:Any) -> None:
     if not model.tied: layers.append((model.decoder_mat_1, 1))
     for parameter, dim in layers:
         for memory in moments(parameter):
-            by_latent = memory.movedim(dim, 0)
+            transposed = memory.movedim(dim, 0)
             squares = (memory >= 0).all() and alive.any()
-            by_latent[dead] = by_latent[alive.to(memory.device)].mean(0) if squares else 0
+            transposed[dead] = transposed[alive.to(memory.device)].mean(0) if squares else 0
 
 # %% ../nbs/07_sparsity_control.ipynb #21f094d6
 class Resample(DeadLatents):
@@ -328,9 +332,9 @@ class Resample(DeadLatents):
         if trainer.progress >= self.until*trainer.num_epochs: return
         dead = self.dead()
         if dead is None or not dead.any(): return
-        with evaluating(trainer.model):
+        with eval_mode(trainer.model, no_grad=True):
             self.revived += resample(trainer.model, dead, torch.cat(trainer.batches),
-                                     trainer.generator, trainer.moments)
+                                     trainer.generator, trainer.optimizer_state_like)
 
     def after_epoch(self, trainer):
         trainer.history['revived'].append(self.revived)

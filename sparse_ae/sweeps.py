@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .callbacks import Callback
-from .eval_viz import _figure, _saved, evaluate_sparse_autoencoder
+from .eval_viz import new_figure, save_figure, evaluate_sparse_autoencoder
 from .losses import get_penalty
 from .models import BaseSparseAutoencoder
 from .sparsity_control import AuxiliaryLoss
@@ -55,7 +55,7 @@ class Stacked:
         self.order = sorted(range(len(trainers)), key=rate)
         self.model = self._stack([trainers[m].model for m in self.order])
         self.parameters = dict(self.model.named_parameters())
-        self.model.hold_norm()
+        self.model.assume_unit_norm()
         self.watched = any(t.listeners['after_backward'] for t in trainers)
         self._make_optimizer()
 
@@ -126,7 +126,8 @@ def losses(self:Stacked, batches:Sequence[Tensor]) -> list[Losses]:
     batches = [batches[m] for m in self.order]
     shared = all(x is batches[0] for x in batches)
     x = batches[0].expand(len(batches), *batches[0].shape) if shared else torch.stack(batches)
-    numbers = torch.tensor([[t.sparsity_weight, t.ramp, t.target_sparsity] for t in trainers],
+    numbers = torch.tensor([[t.sparsity_weight, t.penalty_scale, t.target_sparsity]
+                            for t in trainers],
                            dtype=torch.promote_types(x.dtype, torch.float32),
                            device=x.device).T
     dtype = AUTOCAST[trainers[0].options['autocast']]
@@ -142,20 +143,20 @@ def losses(self:Stacked, batches:Sequence[Tensor]) -> list[Losses]:
     return [of[m] for m in range(len(trainers))]
 
 @patch
-def _combine(self:Stacked, recon:Tensor, z:Tensor, sparsity_weight:Tensor, ramp:Tensor,
+def _combine(self:Stacked, recon:Tensor, z:Tensor, sparsity_weight:Tensor, penalty_scale:Tensor,
              target:Tensor) -> Losses:
     "The losses of one member."
     kind = self.trainers[0].options['sparsity_type']
     penalty = get_penalty(kind)
     if kind == 'kl': penalty = partial(penalty, target_sparsity=target)
     activation = self.trainers[0].model.activation
-    return combine(recon, z, lighter(activation, penalty)(z), sparsity_weight, ramp,
+    return combine(recon, z, lighter(activation, penalty)(z), sparsity_weight, penalty_scale,
                    nonnegative=activation.nonnegative)
 
 @patch
 def backward(self:Stacked, losses:list[Losses], share:float) -> None:
     "Add the gradients of all losses, times `share`; members get their part if one looks at it."
-    (share * self.latest.minimised.sum()).backward()
+    (share * self.latest.objective.sum()).backward()
     if not self.watched: return
     for S, own in zip(self.parameters.values(), zip(*self.own)):
         for p, grad in zip(own, S.grad.unbind(0)): p.grad = grad
@@ -200,7 +201,7 @@ def _alone_because(
     "What keeps a run from being stacked with others."
     t, o = trainer, trainer.options
     if not isinstance(t.model, BaseSparseAutoencoder): return "the model is not of this library"
-    if not t.model.activation.stackable: return "its code activation learns, or looks at batches"
+    if not t.model.activation.vmappable: return "its code activation learns, or looks at batches"
     if any(not p.requires_grad for p in t.model.parameters()): return "some parameters are frozen"
     if t.train.rows is None or t.val.rows is None: return "the data are not rows in memory"
     if type(t.optimizer) not in ELEMENTWISE: return "the optimiser may mix entries of a tensor"
@@ -338,7 +339,7 @@ def _make_trainers(make_model:Callable, train_data:Any, val_data:Any, points:lis
         trainers.append(Trainer(make_model(**for_model), train_data, val_data, **options))
     if len({id(t.model) for t in trainers}) < len(trainers):
         raise ValueError("make_model must make a new model at each call, got one twice")
-    if len(trainers) > 1 and trainers[0].train.one_time:
+    if len(trainers) > 1 and trainers[0].train.is_iterator:
         raise ValueError("train_data must be there anew for each run, got an iterator, "
                          f"{type(train_data).__name__}")
     return trainers
@@ -369,7 +370,7 @@ def plot_sweep(
     save_path:'str|Path|None'=None,    # Also write the figure here
 ) -> Figure:
     "Explained variance against L0, a point for each run."
-    fig = _figure(5.5, 3.6)
+    fig = new_figure(5.5, 3.6)
     ax = fig.subplots()
     if by is not None and by not in runs[0].settings:
         raise ValueError(f"by must be one of {', '.join(runs[0].settings)}, got {by!r}")
@@ -382,4 +383,4 @@ def plot_sweep(
                 style, color=shade, ls='none', label=f'{by} {kind}' if by else None)
     ax.set(xlabel='L0: active latents per sample', ylabel='explained variance', xlim=(0, None))
     if by: ax.legend()
-    return _saved(fig, save_path)
+    return save_figure(fig, save_path)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_choice', 'check_int', 'check_bool', 'check_number', 'check_fraction', 'check_positive', 'check_not_negative',
-           'check_device', 'warn_caller', 'as_rows', 'check_rows', 'Choice', 'choose']
+           'check_device', 'warn_caller', 'as_tensor_rows', 'check_rows', 'require', 'Configurable', 'from_config']
 
 # %% ../nbs/13_validation.ipynb #f5d6da1d
 import copy
@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def warn_caller(
     warnings.warn(message, stacklevel=level)
 
 # %% ../nbs/13_validation.ipynb #7440bfa9
-def as_rows(
+def as_tensor_rows(
     name:str,   # The argument's name, for the error
     data:Any,   # Tensor, NumPy array or memory map, shape `(n, ...)`
 ) -> Tensor:    # The same memory as a tensor
@@ -179,12 +180,23 @@ def check_rows(
         raise ValueError(f"{name} has {bad} of {len(rows)} rows with NaN or infinity "
                          f"(as {dtype}); remove or fill them first")
 
+# %% ../nbs/13_validation.ipynb #require2
+def require(
+    module:str,    # Module to import, such as `'scipy.optimize'`
+    extra:str,     # Extra of this library that installs it
+) -> Any:          # The module
+    "Import an optional module. Raises `ImportError` that names the extra if it is missing."
+    try: return import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed here: pip install 'sparse_ae[{extra}]' "
+                          f"({error})") from None
+
 # %% ../nbs/13_validation.ipynb #c3c0e631
 @cache
 def _argument_names(cls:type) -> tuple[str, ...]:
     return tuple(inspect.signature(cls).parameters)
 
-class Choice:
+class Configurable:
     "What has a name, and options that its constructor takes and keeps under their names."
     name = ''
 
@@ -201,12 +213,12 @@ class Choice:
         options = ', '.join(f'{name}={value!r}' for name, value in self.options.items())
         return f'{type(self).__name__}({options})'
 
-def choose(
+def from_config(
     name:str,                       # The argument's name, for the error
-    value:'str|Mapping|Choice',     # A name, `{'name': ..., option: ...}`, or an object
+    value:'str|Mapping|Configurable',     # A name, `{'name': ..., option: ...}`, or an object
     allowed:dict[str, type],        # What can be chosen, by name
-    kind:type=Choice,               # What an object must be
-) -> Choice:                        # A new object
+    kind:type=Configurable,               # What an object must be
+) -> Configurable:                        # A new object
     "What is chosen. Raises `TypeError` or `ValueError` for what is not allowed."
     if isinstance(value, kind): return copy.deepcopy(value)
     options = dict(value) if isinstance(value, Mapping) else {'name': value}

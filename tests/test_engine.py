@@ -159,23 +159,23 @@ def test_compiled_training_is_the_same_to_rounding(split):
 def test_leaves_in_place_of_the_parameters_get_their_gradients(split, cls, norm):
     model = cls(64, 20, hidden_dims=(), activation=TopK(3), decoder_norm=norm)
     trainer = Trainer(model, *split, 1, 1e-3, 1, verbose=0, sparsity_type='none')
-    trainer.begin()
+    trainer.start()
     compute, own = Alone([trainer]), list(model.parameters())
-    def step(): batch_losses(model, split[0], trainer.penalty, 0.).minimised.backward()
+    def step(): batch_losses(model, split[0], trainer.penalty, 0.).objective.backward()
     with _leaves(trainer) as leaves: step()
     assert all(p is q for p, q in zip(model.parameters(), own, strict=True))
-    assert model.norm_is_held and all(p.grad is None for p in own)
+    assert model.assumes_unit_norm and all(p.grad is None for p in own)
     step()
     for leaf, p in zip(leaves, own, strict=True):
         assert torch.equal(leaf.grad, p.grad) and leaf.data_ptr() == p.data_ptr()
     compute.close()
-    assert not model.norm_is_held and not any(p._backward_hooks for p in own)
+    assert not model.assumes_unit_norm and not any(p._backward_hooks for p in own)
 
 
 def test_leaves_of_what_was_frozen_meanwhile(split):
     model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
     trainer = Trainer(model, *split, 1, 1e-3, 1, verbose=0, sparsity_type='none')
-    trainer.begin()
+    trainer.start()
     compute, own = Alone([trainer]), list(model.parameters())
     model.decoder_mat_1.requires_grad_(False)
     with _leaves(trainer) as leaves:
@@ -199,11 +199,11 @@ def test_an_optimiser_that_a_callback_puts_in_place(split):
 def test_holding_the_norm_while_it_is_held(split):
     model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
     model.normalize_decoder_weights()
-    release = model.hold_norm()
+    release = model.assume_unit_norm()
     fit(model, *split, 1, 1e-3, 1, sparsity_type='none', verbose=0)
-    assert model.norm_is_held
+    assert model.assumes_unit_norm
     release()
-    assert not model.norm_is_held
+    assert not model.assumes_unit_norm
 
 
 def test_what_stops_a_training_before_its_first_step_leaves_the_model_as_it_was(split, monkeypatch):
@@ -211,7 +211,7 @@ def test_what_stops_a_training_before_its_first_step_leaves_the_model_as_it_was(
     def none_left(t): raise MemoryError
     monkeypatch.setattr(training, 'steps_of_rows', none_left)
     with pytest.raises(MemoryError): fit(model, *split, 1, 1e-3, 1, sparsity_type='none', verbose=0)
-    assert all(p.is_contiguous() for p in model.parameters()) and not model.norm_is_held
+    assert all(p.is_contiguous() for p in model.parameters()) and not model.assumes_unit_norm
 
 
 def test_each_kind_of_model_is_compiled_however_many(split, monkeypatch):
@@ -460,7 +460,7 @@ def test_revived_latents_start_with_the_memory_of_the_living(split):
     first, second = (trainer.optimizer.state[W][name] for name in ('exp_avg', 'exp_avg_sq'))
     assert first[dead].abs().sum() > 0
     living = second[~dead].mean(0)
-    assert resample(trainer.model, dead, split[0], moments=trainer.moments) == 3
+    assert resample(trainer.model, dead, split[0], moments=trainer.optimizer_state_like) == 3
     assert first[dead].abs().sum() == 0 and first[~dead].abs().sum() > 0
     assert_close(second[dead], living.expand(3, -1))
 

@@ -14,7 +14,7 @@ from sparse_ae.callbacks import Callback
 from sparse_ae.models import BaseSparseAutoencoder
 from sparse_ae.sparsity_control import Resample
 from sparse_ae.training import Trainer, TrainingDiverged, _Graph
-from sparse_ae.engines.sparse_codes import largest, largest_of_all
+from sparse_ae.engines.sparse_codes import top_k, top_k_flat
 from sparse_ae.engines.triton_kernels import mean_squared_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -40,7 +40,7 @@ def test_the_largest_of_rows(shape, k, dtype):
     torch.manual_seed(0)
     u = torch.randn(shape, dtype=dtype, device='cuda')
     for u in (u, u.round(), u - 2, torch.ones_like(u), u.where(u < 2.9, torch.nan)):
-        values, places = largest(u, k)
+        values, places = top_k(u, k)
         found = values.nan_to_num(torch.inf).relu().sort(descending=True).values
         assert torch.equal(found, u.nan_to_num(torch.inf).relu().topk(k).values)
         assert_close(u.gather(-1, places), values, rtol=0, atol=0, equal_nan=True)
@@ -51,11 +51,11 @@ def test_the_largest_of_rows(shape, k, dtype):
 def test_the_largest_of_all(n, k):
     u = torch.randn(n, generator=torch.Generator().manual_seed(1))
     bad = u.where(u < 2.9, torch.nan).cuda()
-    places = largest_of_all(bad, k)
+    places = top_k_flat(bad, k)
     assert len(places) == k and bad[places].isnan().sum() == min(k, bad.isnan().sum())
     for u in (u, u.round(), torch.zeros(n)):
         in_order = u.sort(descending=True, stable=True).indices[:k].sort().values
-        assert torch.equal(largest_of_all(u.cuda(), k).cpu(), in_order)
+        assert torch.equal(top_k_flat(u.cuda(), k).cpu(), in_order)
 
 
 @pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
@@ -70,7 +70,7 @@ def test_code_and_gradients_of_dense_products(cls, activation, norm, held):
     reconstruction = model.decode(z)
     wanted = torch.autograd.grad(reconstruction.pow(3).sum(), [x, *model.parameters()])
     theirs = model.cuda()
-    if held: theirs.hold_norm()
+    if held: theirs.assume_unit_norm()
     x = x.detach().cuda().requires_grad_()
     code = theirs.encode_sparse(x)
     assert_close(code.dense().cpu(), z)

@@ -15,7 +15,7 @@ from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder
 from sparse_ae.losses import l1_sparsity_loss
 from sparse_ae.models import BaseSparseAutoencoder
 from sparse_ae.training import batch_losses
-from sparse_ae.engines.sparse_codes import largest, largest_of_all
+from sparse_ae.engines.sparse_codes import top_k, top_k_flat
 
 models = st.fixed_dictionaries(dict(
     cls=st.sampled_from([SparseAutoencoder, TiedWeightSparseAutoencoder]),
@@ -79,14 +79,14 @@ def test_the_largest_are_the_largest(n, part, kind, seed):
     torch.manual_seed(seed)
     u = dict(any=torch.randn(3, n), equal=torch.randn(3, n).round(), one=torch.ones(3, n))[kind]
     k = 1 + round(part*(n - 1))
-    values, places = largest(u, k)
+    values, places = top_k(u, k)
     positive, found = F.relu(u).sort(descending=True).values[:, :k], F.relu(values)
     assert torch.equal(found.sort(descending=True).values, positive)
     assert torch.equal(u.gather(1, places), values)
     assert all(len(row.unique()) == k for row in places)
     flat = u.flatten()
     of_all = flat.sort(descending=True, stable=True).indices[:3*k].sort().values
-    assert torch.equal(largest_of_all(flat, 3*k), of_all)
+    assert torch.equal(top_k_flat(flat, 3*k), of_all)
 
 
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
@@ -108,23 +108,23 @@ def test_what_is_no_number_is_among_the_largest(n, k, bad):
     torch.manual_seed(0)
     u = torch.randn(n)
     u[:bad] = torch.nan
-    places = largest_of_all(u, k)
+    places = top_k_flat(u, k)
     assert len(places) == k and (places.diff() > 0).all()
     assert u[places].isnan().sum() == min(bad, n, k)
 
 
 def test_more_than_there_are():
-    with pytest.raises(ValueError, match='k must be at most 5, got 6'): largest(torch.ones(2, 5), 6)
+    with pytest.raises(ValueError, match='k must be at most 5, got 6'): top_k(torch.ones(2, 5), 6)
 
 
 def test_largest_where_the_sample_misleads():
     "Every 17th entry is small, so that the candidates are too many; or large: too few."
     u = torch.arange(200_000.)
     u[::17] = -1
-    assert torch.equal(largest_of_all(u, 9000), u.topk(9000).indices.sort().values)
+    assert torch.equal(top_k_flat(u, 9000), u.topk(9000).indices.sort().values)
     u = torch.rand(200_000)
     u[::17] += 1
-    assert torch.equal(largest_of_all(u, 20_000), u.topk(20_000).indices.sort().values)
+    assert torch.equal(top_k_flat(u, 20_000), u.topk(20_000).indices.sort().values)
 
 
 @pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
@@ -173,7 +173,7 @@ def test_multiple_chunks_are_one_code():
     code = model.encode_sparse(x)
     assert torch.equal(code.values, torch.cat([model.encode_sparse(part).values
                                                for part in x.split(100)]))
-    assert len(code) == 1000 and code.entries.starts[-1] == 4000
+    assert len(code) == 1000 and code.pattern.offsets[-1] == 4000
     assert_close(model.decode(code), model.decode(code.dense()))
 
 
@@ -196,7 +196,7 @@ def test_l1_without_absolute_values():
     x = torch.randn(50, 8)
     model = SparseAutoencoder(8, 20, hidden_dims=())
     losses = batch_losses(model, x, l1_sparsity_loss, 0.3)
-    grads = torch.autograd.grad(losses.minimised, list(model.parameters()))
+    grads = torch.autograd.grad(losses.objective, list(model.parameters()))
     z = F.relu(model.encode_layers(x).pre)
     loss = F.mse_loss(model.decode(z), x) + 0.3*z.abs().mean()
     assert_close(losses.total, loss)
@@ -228,9 +228,9 @@ for activation in (TopK(3), BatchTopK(3)):
             with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
                 if sparsely:
                     weights = [x, *model.encoder_weights(), model.encoder_bias_1]
-                    from sparse_ae.engines.sparse_codes import decode_sparsely, encode_sparsely
-                    code = encode_sparsely(*weights, model.activation, dtype)
-                    out = decode_sparsely(code, model.decoder_weights()[0], model.decoder_bias_1)
+                    from sparse_ae.engines.sparse_codes import sparse_decode, sparse_encode
+                    code = sparse_encode(*weights, model.activation, dtype)
+                    out = sparse_decode(code, model.decoder_weights()[0], model.decoder_bias_1)
                     z = code.dense().detach()
                 else:  # the plain products, with the same choice
                     u = x @ model.encoder_mat_1.T + model.encoder_bias_1
@@ -297,7 +297,7 @@ assert all(map(torch.equal, parts[1], found[1]))
 
 os.environ['TRITON_INTERPRET'] = '1'
 t = trainer(autocast='bfloat16')
-t.begin()
+t.start()
 compute, x = Alone([t]), X[:8]
 for W in (t.model.encoder_mat_1, t.model.decoder_mat_1):
     kept = W.rounded.copy
@@ -313,7 +313,7 @@ for W in (t.model.encoder_mat_1, t.model.decoder_mat_1):
 compute.close()
 t = trainer()
 t.model.decoder_mat_1.requires_grad_(False)  # frozen after the trainer was made
-t.begin()
+t.start()
 compute, t.batches = Alone([t]), [X[:8]]
 with torch.no_grad(): t.model.decoder_mat_1 *= 2
 compute.backward(compute.losses([X[:8]]), 1.)
@@ -345,10 +345,10 @@ assert_close(run(Contiguous, 0)[0], trained(0)[0], rtol=1e-6, atol=0)
 os.environ['TRITON_INTERPRET'] = '1'
 class Own(Callback): pass                # may write to .data, unseen
 t = trainer(autocast='bfloat16', callbacks=[Own()])
-t.begin()
+t.start()
 assert Alone([t]).rows and not hasattr(t.model.encoder_mat_1, 'rounded')
 t = trainer(optimizer=torch.optim.Adam)
-t.begin()
+t.start()
 assert Alone([t]).rows is None
 print('the same')
 '''

@@ -18,41 +18,14 @@ from nbdev.serve import proc_nbs
 from pybtex.database import parse_file
 from pybtex.plugin import find_plugin
 
-CITATION = re.compile(r'\[([^][]*@[^][]*)\](?!\()')
-KEY = re.compile(r'(-?)@([\w:-]+)')
 
-
-class Bibliography:
-    "What Quarto does with citations, for smalldocs, which has none: links, and a list on each page."
-    def __init__(self, path:Path):
-        self.entries = parse_file(path).entries
-        style = find_plugin('pybtex.style.formatting', 'plain')()
-        backend = find_plugin('pybtex.backends', 'html')()
-        texts = [(entry.key, entry.text.render(backend))
-                 for entry in style.format_entries(self.entries.values())]
-        self.texts = dict(sorted(texts, key=lambda item: item[0]))
-
-    def label(self, key:str, year_only:bool) -> str:
-        "Authors and year, or the year."
-        entry = self.entries[key]
-        year, names = entry.fields['year'], [' '.join(p.last_names) for p in entry.persons['author']]
-        if year_only: return year
-        return f"{' and '.join(names) if len(names) < 3 else names[0] + ' et al.'} {year}"
-
-    def cite(self, text:str, cited:set) -> str:
-        "Replace the citations outside code; their keys join `cited`."
-        def one(match):
-            year_only, key = match.groups()
-            cited.add(key)
-            return f'[{self.label(key, bool(year_only))}](#ref-{key})'
-        whole = lambda match: f'({KEY.sub(one, match.group(1))})'
-        parts = re.split(r'(```.*?```|`[^`\n]*`)', text, flags=re.S)
-        return ''.join(p if i % 2 else CITATION.sub(whole, p) for i, p in enumerate(parts))
-
-    def listed(self, keys) -> str:
-        "The entries, as the list at the end of a page."
-        return '\n\n'.join(f'::: {{#ref-{key} .csl-entry}}\n{self.texts[key]}\n:::'
-                           for key in sorted(keys))
+def bibliography(path:Path) -> str:
+    "The entries of a BibTeX file as a list with an anchor each, which Quarto would make."
+    style = find_plugin('pybtex.style.formatting', 'plain')()
+    backend = find_plugin('pybtex.backends', 'html')()
+    entries = style.format_entries(parse_file(path).entries.values())
+    texts = sorted((entry.key, entry.text.render(backend)) for entry in entries)
+    return '\n\n'.join(f'::: {{#ref-{key} .csl-entry}}\n{text}\n:::' for key, text in texts)
 
 
 def show_fields(path:Path) -> None:
@@ -110,32 +83,13 @@ def relink(pages:Path, names:dict[str, str]) -> None:
         if new != text: page.write_text(new, encoding='utf-8')
 
 
-def cite_notebook(path:Path, bibliography:Bibliography) -> None:
-    nb, cited = json.loads(path.read_text(encoding='utf-8')), set()
-    for cell in nb['cells']:
-        source = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown': cell['source'] = bibliography.cite(source, cited)
-        else: cell['source'] = re.sub('^output-file: .*\n', '', source, flags=re.M)  # nbdev's
-    if cited:
-        nb['cells'].append({'cell_type': 'markdown', 'id': 'references', 'metadata': {},
-                            'source': '## References\n\n' + bibliography.listed(cited)})
-    path.write_text(json.dumps(nb), encoding='utf-8')
-
-
-def cite_page(path:Path, bibliography:Bibliography) -> None:
-    text, cited = path.read_text(encoding='utf-8'), set()
-    new = bibliography.cite(text, cited)
-    if 'nocite: "@*"' in new: cited = set(bibliography.texts)
-    place = '::: {#refs}\n:::'
-    if place in new: new = new.replace(place, bibliography.listed(cited))
-    elif cited: new += '\n\n## References\n\n' + bibliography.listed(cited)
-    path.write_text(re.sub(r'^nocite:.*\n', '', new, flags=re.M), encoding='utf-8')
-
-
 def for_smalldocs(source:Path) -> None:
-    "What Quarto does and smalldocs does not: citations, and the rules of the theme as CSS."
+    "What Quarto does and smalldocs does not: the bibliography, and the rules of the theme as CSS."
     config = yaml.safe_load((source/'_quarto.yml').read_text(encoding='utf-8'))
-    bibliography = Bibliography(source/config.pop('bibliography'))
+    page = source/'reference'/'bibliography.qmd'
+    text = re.sub(r'^nocite:.*\n', '', page.read_text(encoding='utf-8'), flags=re.M)
+    listed = bibliography(source/config.pop('bibliography'))
+    page.write_text(text.replace('::: {#refs}\n:::', listed), encoding='utf-8')
     html = config['format']['html']
     html['theme'], html['css'] = {mode: names[0] for mode, names in html['theme'].items()}, 'theme.css'
     rules = (source/'theme.scss').read_text(encoding='utf-8').partition('/*-- scss:rules --*/')[2]
@@ -143,8 +97,12 @@ def for_smalldocs(source:Path) -> None:
     (source/'theme.scss').unlink()
     (source/'_quarto.yml').unlink()  # where it is a link, what it leads to stays
     (source/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
-    for path in source.rglob('*.ipynb'): cite_notebook(path, bibliography)
-    for path in source.rglob('*.qmd'): cite_page(path, bibliography)
+    for path in source.rglob('*.ipynb'):  # a line of nbdev for Quarto
+        nb = json.loads(path.read_text(encoding='utf-8'))
+        for cell in nb['cells']:
+            if cell['cell_type'] == 'code':
+                cell['source'] = re.sub('^output-file: .*\n', '', ''.join(cell['source']), flags=re.M)
+        path.write_text(json.dumps(nb), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -23,8 +23,8 @@ from torch import nn
 
 from ..callbacks import Callback, EarlyStopping
 from ..eval_viz import check_image_shape, dictionary, mosaic
-from .display import (Live, LiveCurves, array_png, has_front_end, image_widget,
-                                   stacked_png, tiles)
+from .display import (LiveCurves, WidgetWithPicture, array_png, has_front_end,
+                                   image_widget, stacked_png, tiles)
 from ..sparsity_control import SparsityTarget
 from ..training import Trainer
 from ..validation import check_int, check_positive
@@ -112,9 +112,9 @@ class _Panel:
         self.status.value = f'<span style="{style}">{html.escape(text)}</span>'
 
 # %% ../../nbs/lab/02_dashboard.ipynb #411b1a2d
-class TrainingDashboard(Live, Callback):
+class TrainingDashboard(WidgetWithPicture, Callback):
     "Shows training while it runs, and lets it be paused, stopped and steered."
-    one_run = True
+    single_use = True
 
     def __init__(
         self,
@@ -185,8 +185,8 @@ def _add_controls(self:TrainingDashboard, panel:_Panel) -> None:
         exponent = math.log10(t.sparsity_weight)
         panel.add_slider('sparsity_weight', 'sparsity weight', t.sparsity_weight, free,
                          min=exponent - 2, max=exponent + 2, step=0.02, base=10)
-    exponent = math.log10(t.peak_rate)
-    panel.add_slider('learning_rate', 'learning rate', t.peak_rate, beside,
+    exponent = math.log10(t.base_learning_rate)
+    panel.add_slider('learning_rate', 'learning rate', t.base_learning_rate, beside,
                      min=exponent - 2, max=exponent + 2, step=0.02, base=10)
     self._add_target_slider(panel, target, beside)
 
@@ -230,7 +230,7 @@ def _fulfil(self:TrainingDashboard) -> None:
     t, wishes = self.trainer, self.panel.wishes
     self.panel.wishes = {}
     if rate := wishes.pop('learning_rate', None):
-        t.learning_rate, t.peak_rate = t.learning_rate * rate / t.peak_rate, rate
+        t.learning_rate, t.base_learning_rate = t.learning_rate * rate / t.base_learning_rate, rate
     if not wishes: return
     if 'sparsity_weight' in wishes: t.sparsity_weight = wishes['sparsity_weight']
     if 'target' in wishes:
@@ -251,7 +251,7 @@ def after_fit(self:TrainingDashboard, trainer):
     self._paint(every_part=True)
     for control in (self.panel.pause, self.panel.stop, *self.panel.sliders.values()):
         control.disabled = True
-    self.leave_picture()
+    self.update_static_picture()
 
 # %% ../../nbs/lab/02_dashboard.ipynb #12dc6aa7
 @patch
@@ -317,7 +317,7 @@ def fit(
     **options:Any,         # More of its arguments
 ) -> None:
     "Start training beside the notebook, and show it."
-    if self.taken: raise ValueError("a TrainingDashboard shows one run: make a new one")
+    if self.attached: raise ValueError("a TrainingDashboard shows one run: make a new one")
     cell, run = self.place = _place(sys._getframe(1))
     options = {'verbose': 0 if has_front_end() else 1, **options}
     callbacks = [*options.pop('callbacks', ()), self]

@@ -26,11 +26,11 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..eval_viz import _figure, check_image_shape, dictionary, mosaic
-from ..io import written_whole
-from .display import (Live, array_png, figure_png, has_front_end, image_widget,
-                                   stacked_png, tiles)
-from ..models import evaluating
+from ..eval_viz import check_image_shape, dictionary, mosaic, new_figure
+from ..io import atomic_write
+from .display import (WidgetWithPicture, array_png, figure_png, has_front_end,
+                                   image_widget, stacked_png, tiles)
+from ..models import eval_mode
 from ..training import check_autoencoder, encode_batch, reconstruct
 from ..validation import check_choice, check_int
 
@@ -161,7 +161,7 @@ def code_width(
     width = getattr(model, 'input_dim', None)
     if width is not None and tuple(data.shape[1:]) != (width,):
         raise ValueError(f"data must have shape (n, {width}), got {tuple(data.shape)}")
-    with evaluating(model): z = encode_batch(model, rows_at(data, [0], like)).z
+    with eval_mode(model, no_grad=True): z = encode_batch(model, rows_at(data, [0], like)).z
     if z.ndim != 2:
         raise ValueError("data must give codes of shape (n, latent_dim), one row gives "
                          f"{tuple(z.shape)}; sequences need tokens")
@@ -180,7 +180,7 @@ def latent_statistics(
     width = code_width(model, as_reachable('data', data), like)
     stats = LatentStatistics(width, k) if into is None else into
     for numbers in torch.arange(len(data)).split(max(1, min(8192, 2**23 // width))):
-        with evaluating(model): z = model.encode(rows_at(data, numbers, like))
+        with eval_mode(model, no_grad=True): z = model.encode(rows_at(data, numbers, like))
         stats.add(z, numbers)
         if watch(stats.n) is False: break
     return stats
@@ -226,7 +226,7 @@ def _end_all() -> None:
         explorer.ended.wait(30)
 
 # %% ../../nbs/lab/03_explorer.ipynb #718f9e28
-class FeatureExplorer(Live):
+class FeatureExplorer(WidgetWithPicture):
     "Shows what the latents of a model mean, on data."
     def __init__(
         self,
@@ -298,7 +298,7 @@ def _look(self:FeatureExplorer) -> None:
     except BaseException as error: self.error = error  # for `wait`
     try:
         if self.panel: self._refresh()
-        if self.handles: self.leave_picture()
+        if self.handles: self.update_static_picture()
     finally: self.ended.set()
 
 @patch
@@ -307,7 +307,7 @@ def atoms(self:FeatureExplorer) -> Tensor:  # Shape `(latent_dim, input_dim)`
     if 'atoms' not in self.known:
         codes = None
         if not hasattr(self.model, 'latent_dim'):
-            with evaluating(self.model):
+            with eval_mode(self.model, no_grad=True):
                 codes = self.model.encode(rows_at(self.data, range(min(1024, len(self.data))),
                                                   self.like))
         self.known['atoms'] = unit_atoms(self.model, codes)
@@ -340,7 +340,8 @@ def _known(self:FeatureExplorer, latent:int) -> int:
 def _activations(self:FeatureExplorer, samples:Sequence[int], latent:int) -> list:
     "Pairs of activation and sample."
     if not samples: return []
-    with evaluating(self.model): z = self.model.encode(rows_at(self.data, samples, self.like))
+    with eval_mode(self.model, no_grad=True):
+        z = self.model.encode(rows_at(self.data, samples, self.like))
     return list(zip(z[:, latent].tolist(), samples))
 
 # %% ../../nbs/lab/03_explorer.ipynb #4c85a0ef
@@ -424,7 +425,7 @@ def latent_figure(
     latent:int,      # Its number
 ) -> Figure:
     "Atom, activations, samples and neighbours of a latent."
-    view, fig = self.describe(latent), _figure(10, 4.6)
+    view, fig = self.describe(latent), new_figure(10, 4.6)
     left, right = fig.subfigures(1, 2, width_ratios=(1, 2.2))
     atom, histogram = left.subplots(2, 1)
     self._draw_atom(atom, latent)
@@ -496,7 +497,7 @@ def steer(
     if sample >= len(self.data):
         raise ValueError(f"sample must be below {len(self.data)}, got {sample}")
     x = rows_at(self.data, [sample], self.like)
-    with evaluating(self.model):
+    with eval_mode(self.model, no_grad=True):
         encoded, as_it_is = reconstruct(self.model, x)
         z = encoded.z.clone()
         z[..., latent] *= scale
@@ -512,7 +513,7 @@ def steering_figure(
     scale:float=0.,     # Factor of its activation
 ) -> Figure:
     "Sample, reconstruction, the same with the latent scaled, and their difference."
-    found, fig = self.steer(latent, sample, scale), _figure(10, 2.3)
+    found, fig = self.steer(latent, sample, scale), new_figure(10, 2.3)
     error = lambda y: (y - found.x).square().mean().item()
     rows = torch.stack([*found[:3], found.changed - found.as_it_is]).numpy()
     titles = (f'sample {sample}', f'reconstruction\nMSE {error(found.as_it_is):.3g}',
@@ -714,7 +715,7 @@ def picture(self:FeatureExplorer) -> bytes:  # A PNG file
 @patch
 def _ipython_display_(self:FeatureExplorer) -> None:
     self.ended.wait(2)  # most data are known by then
-    Live._ipython_display_(self)
+    WidgetWithPicture._ipython_display_(self)
 
 # %% ../../nbs/lab/03_explorer.ipynb #1653c92f
 STYLE = """
@@ -935,7 +936,7 @@ def export_html(
                        ('most active', 'densest', 'rarest', 'similar', 'number')),
         **{name: base64.b64encode(array_png(sheet)).decode() for name, sheet in sheets.items()})
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as beside: beside.write_text(page, encoding='utf-8')
+    with atomic_write(path) as beside: beside.write_text(page, encoding='utf-8')
     return Path(path)
 
 @patch

@@ -15,20 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+_all_ = ['TrainingDashboard', 'FeatureExplorer', 'figure_controls', 'figure_png', 'interact_figure']
 
-from ..eval_viz import _figure, plot_dictionary
+from ..eval_viz import new_figure, plot_dictionary
 from .dashboard import TrainingDashboard
-from .display import (Live, figure_controls, figure_png, image_widget, interact_figure,
-                                   stacked_png)
+from .display import (WidgetWithPicture, figure_controls, figure_png, image_widget,
+                                   interact_figure, stacked_png)
 from .explorer import FeatureExplorer
 from ..losses import get_penalty
 from ..sweeps import Sweep
 from ..validation import check_choice
 
-_all_ = ['TrainingDashboard', 'FeatureExplorer', 'figure_controls', 'figure_png', 'interact_figure']
-
 # %% ../../nbs/lab/01_widgets.ipynb #e461bd30
-class LossPlayground(Live):
+class LossPlayground(WidgetWithPicture):
     "A penalty, its slope and its level sets, for a code that can be dragged."
     caption = 'A playground for penalties'
 
@@ -74,7 +73,7 @@ def playground_figure(
     code:list,          # Numbers, at least two
 ) -> Figure:
     "Penalty and slope along the first latent, level sets over two, the code and its next step."
-    fig, z = _figure(11, 3), torch.tensor(code, dtype=torch.float64)
+    fig, z = new_figure(11, 3), torch.tensor(code, dtype=torch.float64)
     along, level, step = fig.subplots(1, 3)
     low = 0.01 if penalty == 'kl' else -1   # KL counts what is negative as 0
     line = torch.linspace(low, 1, 141, dtype=torch.float64)
@@ -111,7 +110,7 @@ def _draw_levels(ax:Any, penalty:str, target:float, code:list) -> None:
 COLUMNS = {'explained variance': 'explained_variance', 'L0': 'l0', 'dead': 'dead_fraction',
            'sparsity level': 'sparsity_level', 'epochs': 'epochs_trained'}
 
-class RunComparison(Live):
+class RunComparison(WidgetWithPicture):
     "Runs side by side; made by `compare_runs`."
     def __init__(
         self,
@@ -151,7 +150,7 @@ def comparison_figure(
     runs:dict[str, dict],    # `history` and `results` by name
 ) -> Figure:
     "Explained variance against L0, and the curves of validation."
-    fig = _figure(11, 3.2)
+    fig = new_figure(11, 3.2)
     plane, error, active = fig.subplots(1, 3)
     for k, (name, run) in enumerate(runs.items()):
         name = ' ' + name.replace('$', r'\$')  # neither a formula nor hidden from the legend
