@@ -1,7 +1,7 @@
-"""What the widgets cost and how large a model they take; writes laboratory.md.
+"""Cost of the widgets, and the size of the models that they support; writes laboratory.md.
 
     python benchmarks/laboratory.py               # about twelve minutes on 2 cores
-    python benchmarks/laboratory.py dashboard     # one part only; laboratory.md stays as it is
+    python benchmarks/laboratory.py dashboard     # one part only; laboratory.md is not changed
 """
 import os
 import resource
@@ -54,8 +54,8 @@ print(statistics.median(a / b for a, b in zip(on, off)), dashboard.looks / (3*le
 
 
 def dashboard(rounds):
-    '''One training, in a kernel whose messages are received: three seconds in which the dashboard
-    paints, three in which it does not, in turn.'''
+    '''One training run in a kernel whose messages are received: the dashboard is updated for three
+    seconds and not updated for three seconds, alternately.'''
     rows = []
     for name, values in {
             '200 -> 125 -> 50, batch 256': dict(FEATURES=200, LATENTS=50, HIDDEN=None,
@@ -68,12 +68,12 @@ def dashboard(rounds):
         text = ''.join(o.text for o in nb.cells[0].outputs if o.output_type == 'stream')
         ratio, pictures = map(float, text.split())
         rows += [(f'time of a step with a dashboard / without, {name}', ratio, 'under 1.05'),
-                 ('- pictures a second', pictures, 'a few')]
+                 ('- frames per second', pictures, 'a few')]
     return rows
 
 
 def explorer(rounds, samples=1_000_000, latents=32_768):
-    "A million samples on the disk, 32,768 latents: what a click costs meanwhile, and the memory."
+    "Time per click and memory for a million samples on disk and 32,768 latents."
     with tempfile.TemporaryDirectory() as folder:
         x = np.lib.format.open_memmap(f'{folder}/x.npy', 'w+', np.float32, (samples, 64))
         rng = np.random.default_rng(0)
@@ -97,12 +97,13 @@ def explorer(rounds, samples=1_000_000, latents=32_768):
         explore.wait()
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
         page = explore.export_html(f'{folder}/page.html').stat().st_size / 1e6
-    return [(f'explorer, {latents:,} latents, {samples:,} samples: seconds until it can be used',
+    return [(f'explorer, {latents:,} latents, {samples:,} samples: seconds until it responds',
              opened, ''),
-            ('- seconds a click takes while the statistics are made, median', statistics.median(clicks), ''),
-            ('- the same, longest', max(clicks), ''),
-            ('- seconds until all samples are looked at', taken, ''),
-            ('- memory for all of it, GB (codes alone would take 131)', memory, ''),
+            ('- seconds per click while statistics are computed, median',
+             statistics.median(clicks), ''),
+            ('- the same, maximum', max(clicks), ''),
+            ('- seconds until all samples are processed', taken, ''),
+            ('- memory, GB (dense codes would take 131)', memory, ''),
             ('- page of 1,024 latents, MB', page, 'under 10')]
 
 
@@ -110,5 +111,5 @@ PARTS = dict(dashboard=dashboard, explorer=explorer)
 
 
 if __name__ == '__main__':
-    run(__doc__, PARTS, 'What the widgets cost', 'Ratios are medians of ratios within a round',
+    run(__doc__, PARTS, 'Cost of the widgets', 'Ratios are medians of ratios within a round',
         Path(__file__).with_suffix('.md'), rounds=15)
