@@ -210,7 +210,8 @@ class Measurements:
     active:Tensor                          # Samples in which each latent is active, `(latent_dim,)`
     errors:'np.ndarray|None'=None          # Mean squared error of each sample, `(n,)`
     codes:'np.ndarray|None'=None           # Codes, `(n, latent_dim)`
-    total_variance:'float|None'=None       # Mean variance of the data over samples and features
+    squared_error:'float|None'=None        # Sum of squared errors over samples and features
+    squared_deviation:'float|None'=None    # Sum of squared deviations of the data from their mean
 
 class Metric(NamedTuple):
     "A number by which a code or a reconstruction is judged."
@@ -218,6 +219,7 @@ class Metric(NamedTuple):
     unit:str                                # Unit, for axes
     value:Callable[[Measurements], float]   # Its value
     in_history:bool=False                   # Whether `n` and `active` suffice: measured in training
+    from_codes:bool=False                   # Whether codes suffice, without errors
 
 METRICS = {
     'l0': Metric('L0', 'active latents per sample', lambda m: float(m.active.sum()) / m.n, True),
