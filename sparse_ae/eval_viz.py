@@ -51,9 +51,11 @@ def _hoyer(m:Measurements) -> float:
 
 METRICS.update(
     mean=Metric('MSE', 'mean over samples and features', lambda m: float(m.errors.mean())),
-    std=Metric('std of the MSE', 'standard deviation over samples', lambda m: float(m.errors.std())),
+    std=Metric('std of the MSE', 'standard deviation over samples',
+               lambda m: float(m.errors.std())),
     explained_variance=Metric('explained variance', 'share of the variance', _explained_variance),
-    sparsity_level=Metric('sparsity level', 'share of |z| < 0.01', _sparsity_level, from_codes=True),
+    sparsity_level=Metric('sparsity level', 'share of |z| < 0.01', _sparsity_level,
+                          from_codes=True),
     hoyer=Metric('Hoyer sparseness', '0 (dense) to 1 (one-hot)', _hoyer, from_codes=True))
 
 # %% ../nbs/03_eval_viz.ipynb #bed9b7be
@@ -378,8 +380,8 @@ def plot_dictionary(
     max_atoms:int=400,                      # Largest number of atoms shown
     save_path:'str|Path|None'=None,         # File to which the figure is also written
 ) -> Figure:
-    """Plot the atoms as images, or as the rows of one matrix. Each atom has its own scale, with zero
-    in mid-grey. With `codes` the most often active atoms come first."""
+    """Plot the atoms as images, or as the rows of one matrix. Each atom has its own scale, with
+    zero in mid-grey. With `codes` the most often active atoms come first."""
     atoms, n_atoms = _atoms_to_plot(model, codes, max_atoms)
     largest = abs(atoms).max(1, keepdims=True)
     ax = _dictionary_axes(0.5 + 0.5 * atoms / np.where(largest > 0, largest, 1), image_shape)
@@ -448,7 +450,7 @@ class DictionaryMatch(NamedTuple):
     cosines:np.ndarray                # Cosine of each pair, `(pairs,)`
     precision:'np.ndarray|None'=None  # `(pairs,)`, NaN for a latent that is never active
     recall:'np.ndarray|None'=None     # `(pairs,)`, NaN for a feature that is never active
-    shrinkage:'np.ndarray|None'=None  # `(pairs,)`, 0: none; NaN where both are never active together
+    shrinkage:'np.ndarray|None'=None  # `(pairs,)`, 0: none; NaN if never active together
 
 def _detection(match:DictionaryMatch, codes:Any, true_codes:Any) -> dict[str, np.ndarray]:
     "Compute precision, recall and shrinkage of the matched pairs."

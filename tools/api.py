@@ -53,17 +53,21 @@ def modules_of(task:str, modules:dict[str, str]) -> list[str]:
             if module == name or name.endswith('.') and module.startswith(name)]
 
 
+def has_entry(thing:object) -> bool:
+    "Return whether pages have an entry for an object: for classes and functions."
+    return inspect.isclass(thing) or inspect.isroutine(thing)
+
+
 def summary(thing:object) -> str:
     "Return the first sentence of a docstring, without line breaks."
-    if not (inspect.isclass(thing) or inspect.isroutine(thing)): return ''
+    if not has_entry(thing): return ''
     first = ' '.join((inspect.getdoc(thing) or '').partition('\n\n')[0].split())
     return re.match(r'.*?(?:\.(?= [A-Z])|$)', first)[0].rstrip('.').replace('|', r'\|')
 
 
 def link(name:str, thing:object, page:str) -> str:
-    "Return a link to the entry of a name; a constant has no entry of its own."
-    has_entry = inspect.isclass(thing) or inspect.isroutine(thing)
-    return f'[`{name}`]({page}{"#" + name.lower() if has_entry else ""})'
+    "Return a link to the entry of a name, or to the page of a constant."
+    return f'[`{name}`]({page}{"#" + name.lower() if has_entry(thing) else ""})'
 
 
 def methods(cls:type) -> list[str]:
@@ -77,9 +81,12 @@ def section(task:str, modules:dict[str, str]) -> str:
     rows, more = [], []
     for module_name in modules_of(task, modules):
         module, page = importlib.import_module(f'sparse_ae.{module_name}'), modules[module_name]
-        entries = {name: link(name, getattr(module, name), page) for name in module.__all__}
-        rows += [f'| {entries[name]} | {summary(getattr(module, name))} |'
-                 for name in entries if name in sparse_ae.__all__]
+        things = {name: getattr(module, name) for name in module.__all__}
+        entries = {name: link(name, thing, page) for name, thing in things.items()
+                   if getattr(thing, '__module__', module.__name__) == module.__name__
+                   or not has_entry(thing)}   # a name imported from another module stands there
+        rows += [f'| {entry} | {summary(things[name])} |'
+                 for name, entry in entries.items() if name in sparse_ae.__all__]
         rest = [entry for name, entry in entries.items() if name not in sparse_ae.__all__]
         if rest: more.append(f'[`sparse_ae.{module_name}`]({page}): {", ".join(rest)}.')
     table = ['| name | summary |\n|---|---|\n' + '\n'.join(rows)] if rows else []

@@ -58,8 +58,9 @@ def show_fields(path:Path) -> None:
                        if is_dataclass(c) or c is cls]
             fields = re.findall(r'^    \w+:.*  # .*(?:\n +# .*)*', '\n'.join(sources), re.M)
             shown = '\n'.join([f'class {entry[2]}:', *fields])
-            out['data']['text/markdown'] = re.sub(
-                r'```python\n.*?```', lambda _: f'```python\n{shown}\n```', text, count=1, flags=re.S)
+            code = f'```python\n{shown}\n```'
+            out['data']['text/markdown'] = re.sub(r'```python\n.*?```', lambda _: code, text,
+                                                  count=1, flags=re.S)
     path.write_text(json.dumps(nb), encoding='utf-8')
 
 
@@ -108,7 +109,8 @@ def for_smalldocs(source:Path) -> None:
     listed = bibliography(source/config.pop('bibliography'))
     page.write_text(text.replace('::: {#refs}\n:::', listed), encoding='utf-8')
     html = config['format']['html']
-    html['theme'], html['css'] = {mode: names[0] for mode, names in html['theme'].items()}, 'theme.css'
+    html['css'] = 'theme.css'
+    html['theme'] = {mode: names[0] for mode, names in html['theme'].items()}
     rules = (source/'theme.scss').read_text(encoding='utf-8').partition('/*-- scss:rules --*/')[2]
     (source/'theme.css').write_text(rules, encoding='utf-8')
     (source/'theme.scss').unlink()
@@ -148,8 +150,8 @@ def write_redirects(site:Path, moved:dict[str, str]) -> None:
     for old, new in moved.items():
         path, (page, _, section) = site/old, new.partition('#')
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(REDIRECT.format(new=new, page=page, section=f'#{section}' if section else ''),
-                        encoding='utf-8')
+        section = f'#{section}' if section else ''
+        path.write_text(REDIRECT.format(new=new, page=page, section=section), encoding='utf-8')
 
 
 if __name__ == '__main__':

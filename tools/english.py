@@ -38,7 +38,7 @@ def words(text:str) -> Iterator[tuple[int, str]]:
 
 def comments(source:str) -> list[tuple[int, str]]:
     "Return first line and text of each comment; lines of one comment are joined."
-    joined, end = [], (0, 0)
+    joined, end = [], None
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT: continue
         line, column = token.start
@@ -67,7 +67,7 @@ def code_findings(source:str) -> list[tuple[int, str]]:
 
 
 def page_findings(text:str) -> list[tuple[int, str]]:
-    "Return line and phrase of each word to avoid in Markdown, outside code, formulas and addresses."
+    "Return line and phrase of each word to avoid in Markdown, outside code and formulas."
     prose = CODE_ON_PAGE.sub(lambda match: re.sub(r'[^\n]', '.', match[0]), text)
     return [(1 + offset, phrase) for offset, phrase in words(prose)]
 

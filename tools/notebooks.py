@@ -2,6 +2,7 @@
 
     python tools/notebooks.py run [NOTEBOOK ...]   execute in fresh kernels, in place, then clean
                                                    (default: all)
+    python tools/notebooks.py clean [NOTEBOOK ...] clean without executing
     python tools/notebooks.py readme               write README.md and README_files/
                                                    from nbs/index.ipynb
 """
@@ -33,8 +34,8 @@ def notebooks() -> list[Path]:
 
 
 def clean(nb) -> None:
-    """Remove what `nbdev_clean` removes, outputs that pages hide (`output: false`), and outputs that
-    need a kernel: widget views and progress bars. Write the repository's address of `settings.ini`
+    """Remove what `nbdev_clean` removes, outputs that pages hide (`output: false`), and outputs
+    that need a kernel: widget views and progress bars. Write the repository's address of `settings.ini`
     into the cell that installs the library on Colab."""
     clean_nb(nb)
     nb['metadata'].pop('widgets', None)
@@ -106,7 +107,8 @@ def readme() -> tuple[str, dict[str, bytes]]:
                 parts.append(f'```\n{text.rstrip()}\n```')
     text = '\n\n'.join(parts) + '\n'
     note = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
-    return note + re.sub(r'\(((?:\w+/)?\w+\.(?:ipynb|qmd)(?:#[\w-]+)?)\)', r'(nbs/\1)', text), pictures
+    page = r'\(((?:\w+/)?\w+\.(?:ipynb|qmd)(?:#[\w-]+)?)\)'
+    return note + re.sub(page, r'(nbs/\1)', text), pictures
 
 
 def write_readme() -> None:
@@ -126,5 +128,10 @@ if __name__ == '__main__':
             for path in map(Path, names) if names else notebooks():
                 print(f'running {path.name}', flush=True)
                 run(path)
+        case ['clean', *names]:
+            for path in map(Path, names) if names else notebooks():
+                nb = nbformat.read(path, as_version=4)
+                clean(nb)
+                nbformat.write(nb, path)
         case ['readme']: write_readme()
         case _: sys.exit(__doc__)

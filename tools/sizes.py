@@ -99,5 +99,6 @@ if __name__ == '__main__':
             print(f'{len(lines):6} {median(lines):6g} {max(lines):6}  {exported[0].notebook}')
     lines = len((ROOT/'sparse_ae'/'training.py').read_text(encoding='utf-8').splitlines())
     print(f'\n{lines:6}  lines of sparse_ae/training.py')
-    try: print('{:6}  lines of the loop, which ends in cell {}'.format(*loop(cells[ROOT/'nbs'/'02_training.ipynb'])))
-    except LookupError as error: print(f'the loop: {error}')
+    try: lines, last = loop(cells[ROOT/'nbs'/'02_training.ipynb'])
+    except LookupError as error: print(f'        the loop: {error}')
+    else: print(f'{lines:6}  lines of the loop, which ends in cell {last}')
