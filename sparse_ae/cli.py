@@ -172,7 +172,7 @@ def train_and_report(
     image_shape:'Sequence[int]|None'=None,  # Shape of a sample, `(height, width[, 3])`, for images
     **options:Any,            # Arguments of `train_sparse_autoencoder_with_early_stopping`
 ) -> dict[str, str]:          # Table of metrics
-    "Train and evaluate a model, write the run folder, print the metrics and the paths of the pages."
+    "Train and evaluate a model, write the run folder, print metrics and the paths of the pages."
     # Errors in these two should come before the training
     Path(folder).mkdir(parents=True, exist_ok=True)
     if image_shape is not None: check_image_shape(image_shape, test_data[0].shape[0])
@@ -368,8 +368,8 @@ def sparse_ae_train(
     "Train a sparse autoencoder on a matrix, and write model, figures and a report."
     options = dict(locals())
     if not resume and (Path(out)/CHECKPOINT).exists():
-        raise ValueError(f"out must not hold a checkpoint of another run, got {out!r}; --resume "
-                         "goes on from it")
+        raise ValueError(f"out must not hold a checkpoint of another run, got {out!r}; use "
+                         "--resume to resume from it")
     matrix = load_matrix(data, key)
     if matrix.ndim != 2: raise ValueError(f"data must have shape (n, features), got {matrix.shape}")
     train_data, val_data = train_val_split(matrix, val_fraction, seed)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CUTOFF', 'digits', 'whiten_image', 'image_patches', 'SparseSamples', 'SparseDictionary', 'sparse_dictionary', 'Rows',
-           'sample_rows', 'TensorRows', 'DatasetRows', 'open_rows', 'train_val_split', 'Batches', 'data_scale']
+           'sample_rows', 'TensorRows', 'open_rows', 'train_val_split', 'Batches', 'data_scale']
 
 # %% ../nbs/04_data.ipynb #f35e477b
 import itertools
@@ -243,7 +243,7 @@ class TensorRows(Rows):
         if not isinstance(indices, Tensor): return self.tensor[indices]
         return self.tensor.index_select(0, indices.to(self.tensor.device))
 
-class DatasetRows(Rows):
+class _DatasetRows(Rows):
     "Rows of a map-style `Dataset`, whose samples are rows or tuples that begin with one."
     def __init__(self, dataset:Dataset):
         self.dataset = dataset
@@ -270,7 +270,7 @@ def open_rows(
     if isinstance(data, Rows): rows = data
     elif not isinstance(data, Dataset) or isinstance(data, IterableDataset):
         return TensorRows(as_tensor_rows(name, data), not isinstance(data, np.memmap))
-    elif len(data): rows = DatasetRows(data)
+    elif len(data): rows = _DatasetRows(data)
     else: raise ValueError(f"{name} must not be empty, got a Dataset without samples")
     if len(rows.shape) < 2:
         raise ValueError(f"{name} must have shape (n, features), got {tuple(rows.shape)}")
