@@ -697,8 +697,9 @@ def step_fraction(self:Trainer) -> float:
 @patch(as_prop=True)
 def progress(self:Trainer) -> float:
     "Epochs done before the current step."
-    known = self.step_fraction < 1 or self.train.in_epoch == 1
-    return self.epoch + (max(0, self.train.in_epoch - 1) * self.step_fraction if known else 0.)
+    known = self.step_fraction < 1 or self.train.steps_in_epoch == 1
+    done = max(0, self.train.steps_in_epoch - 1)
+    return self.epoch + (done * self.step_fraction if known else 0.)
 
 @patch
 def optimizer_state_like(self:Trainer, parameter:Tensor) -> list[Tensor]:

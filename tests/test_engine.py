@@ -360,8 +360,8 @@ def test_checkpoints_by_default_are_rare_where_they_are_dear(split, tmp_path):
         def after_epoch(self, trainer):
             checkpoint = trainer.callbacks[-1]
             if checkpoint.path.exists(): epochs.append(read_state(checkpoint.path)['epoch'])
-            if trainer.epoch > 1: checkpoint.last -= 11  # as if so many seconds had gone by
-            if trainer.epoch == 4: checkpoint.cost = 1e6  # seconds
+            if trainer.epoch > 1: checkpoint.last_written -= 11  # as if 11 seconds had passed
+            if trainer.epoch == 4: checkpoint.write_seconds = 1e6  # seconds
     fit(SparseAutoencoder(64, 20), *split, 6, 1e-3, 9, verbose=0, checkpoint_dir=tmp_path,
         callbacks=[Dear()])
     assert epochs == [2, 3, 3, 3]  # none before ten seconds, and none once they are dear

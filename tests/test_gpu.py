@@ -132,11 +132,11 @@ def test_classical_models(kind):
 
 def test_data_that_do_not_fit_travel_batch_by_batch(monkeypatch):
     near = Trainer(single().cuda(), TRAIN, VAL, 1, 1e-3, 1, device='cuda', seed=0)
-    assert near.train.rows.is_cuda
+    assert near.train.rows.tensor.is_cuda
     together = train(single())
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (TRAIN.nbytes, 2**40))
     far = Trainer(single().cuda(), TRAIN, VAL, 1, 1e-3, 1, device='cuda', seed=0)
-    assert not far.train.rows.is_cuda
+    assert not far.train.rows.tensor.is_cuda
     assert next(iter(far.train)).is_cuda
     assert train(single())['train_loss'] == together['train_loss']
 
