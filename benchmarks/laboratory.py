@@ -35,8 +35,8 @@ class Turns(Callback):
             if now - self.started < 3: return
             self.found[self.on].append((now - self.started) / (trainer.step - self.step))
             self.on = not self.on
-            if self.on: d.start += now - self.started   # what it may spend is counted in its own time
-            d.due = now if self.on else math.inf
+            if self.on: d.training_start += now - self.started   # its budget counts the time in which it paints
+            d.next_paint_time = now if self.on else math.inf
             if len(self.found[False]) == ROUNDS: trainer.stopped_by = 'benchmark'
         self.started, self.step = time.perf_counter(), trainer.step
 
@@ -49,7 +49,7 @@ trainer = Trainer(model, x, val, 10**6, 1e-3, 10**6, sparsity_type='l1', seed=0,
                   callbacks=[dashboard, turns])
 trainer.fit()
 on, off = turns.found[True], turns.found[False]
-print(statistics.median(a / b for a, b in zip(on, off)), dashboard.looks / (3*len(on)))
+print(statistics.median(a / b for a, b in zip(on, off)), dashboard.frames_painted / (3*len(on)))
 '''
 
 
