@@ -87,7 +87,7 @@ class _CurveRecorder:
         return curves
 
 # %% ../../nbs/lab/02_dashboard.ipynb #c9618fb5
-class _Panel:
+class _DashboardPanel:
     "Buttons, sliders and images of a dashboard."
     def __init__(self):
         import ipywidgets as widgets
@@ -115,7 +115,8 @@ class _Panel:
 
 # %% ../../nbs/lab/02_dashboard.ipynb #dash0003
 @patch
-def add_slider(self:_Panel, name:str, text:str, value:float, enabled:bool, **limits) -> None:
+def add_slider(self:_DashboardPanel, name:str, text:str, value:float, enabled:bool,
+               **limits) -> None:
     "Add a slider that records its changes under `name`."
     import ipywidgets as widgets
     kind = widgets.FloatLogSlider if 'base' in limits else widgets.FloatSlider
@@ -160,7 +161,7 @@ class TrainingDashboard(WidgetWithPicture, BackgroundTask, Callback):
 def widget(self:TrainingDashboard) -> Any:  # `ipywidgets.VBox`
     "Widget of the dashboard, created on first access; frames are drawn from then on."
     if self.panel is None:
-        self.live_curves, panel = LiveCurves(_panel_scales(), 'epoch'), _Panel()
+        self.live_curves, panel = LiveCurves(_panel_scales(), 'epoch'), _DashboardPanel()
         panel.pause.on_click(
             lambda _: self.pause() if self.running_event.is_set() else self.resume())
         panel.stop.on_click(lambda _: self.stop())
@@ -193,7 +194,7 @@ def _sparsity_target(self:TrainingDashboard) -> 'SparsityTarget|None':
     return next((c for c in self.trainer.callbacks if isinstance(c, SparsityTarget)), None)
 
 @patch
-def _add_controls(self:TrainingDashboard, panel:_Panel) -> None:
+def _add_controls(self:TrainingDashboard, panel:_DashboardPanel) -> None:
     "Add the sliders of this run; they are enabled if it runs in the background."
     t, in_background = self.trainer, self.in_background
     panel.pause.disabled = panel.stop.disabled = not in_background
@@ -210,7 +211,7 @@ def _add_controls(self:TrainingDashboard, panel:_Panel) -> None:
 
 # %% ../../nbs/lab/02_dashboard.ipynb #dash0008
 @patch
-def _add_target_slider(self:TrainingDashboard, panel:_Panel, target:'SparsityTarget|None',
+def _add_target_slider(self:TrainingDashboard, panel:_DashboardPanel, target:'SparsityTarget|None',
                        enabled:bool) -> None:
     "Add a slider for a target L0, a target sparsity level or the target rate of the penalty."
     t = self.trainer

@@ -62,8 +62,9 @@ def _plot_levels(ax:Any, penalty:str, target:float, code:list) -> None:
     "Level sets over the first two latents, the others at zero."
     axis = torch.linspace(_lowest_activation(penalty, 0.005), 1, 61, dtype=torch.float64)
     values, _ = _value_and_slope(torch.cartesian_prod(axis, axis), penalty, target)
-    if values.min() < values.max():
-        ax.contour(axis, axis, values.reshape(61, 61).T, levels=10, cmap='gray', linewidths=1)
+    levels = np.unique(np.quantile(values, np.linspace(0.03, 0.97, 11)))  # KL has a steep edge
+    if len(levels) > 1:
+        ax.contour(axis, axis, values.reshape(61, 61).T, levels, cmap='gray', linewidths=1)
     else: ax.set(xlim=(axis[0], 1), ylim=(axis[0], 1))  # a constant has no level sets
     ax.plot(*code[:2], 'ko')
     ax.set(xlabel='$z_1$', ylabel='$z_2$', title='level sets', aspect='equal')
