@@ -1033,7 +1033,7 @@ def load_state_dict(self:Trainer, state:dict) -> None:
     torch.set_rng_state(state['random'])
     if self.stopped_by in ('interrupt', 'patience', 'num_epochs'): self.stopped_by = None
     for callback in self.callbacks:  # what decides may be another number now
-        if isinstance(callback, EarlyStopping) and callback.waited >= callback.patience:
+        if isinstance(callback, EarlyStopping) and callback.out_of_patience:
             self.stopped_by = 'patience'
     if self.epoch >= self.num_epochs: self.stopped_by = 'num_epochs'
 
