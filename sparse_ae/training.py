@@ -188,7 +188,7 @@ def combine(
         got = (f"shape {tuple(sparsity.shape)}" if isinstance(sparsity, Tensor) else
                type(sparsity).__name__)
         raise TypeError(f"sparsity_type must return a scalar tensor, got {got}")
-    weighted = [(term.weight*values[term.name], getattr(term, 'counts', True)) for term in terms]
+    weighted = [(term.weight*values[term.name], getattr(term, 'reported', True)) for term in terms]
     base, extra = recon, sum(value for value, counts in weighted if not counts)
     for value, counts in weighted:
         if counts: base = base + value
