@@ -295,7 +295,7 @@ def frozen_decode(
 ) -> Tensor:                       # Reconstruction, shape `(batch, input_dim)`
     "The reconstruction, through which gradients reach the code only."
     layers = [Layer(W.detach(), b.detach(), norm) for W, b, norm in zip(
-        model.decoder_weights(), model._layers('decoder_bias'), model._layers('decoder_norm'))]
+        model.decoder_weights(), model.stored('decoder_bias'), model.stored('decoder_norm'))]
     with frozen_running_stats(model): return linear_stack(z, layers)[0]
 
 @dataclass(frozen=True)

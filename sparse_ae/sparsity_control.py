@@ -211,8 +211,8 @@ STEP = 0.3       # part of the line search's correction that its atom makes at t
 
 def _after_first_layer(model:BaseSparseAutoencoder) -> tuple[Layer, Any]:
     "The decoder's first layer, and the function from its output to the reconstruction."
-    weights, norms = model.decoder_weights(), model._layers('decoder_norm')
-    first, *rest = map(Layer, weights, model._layers('decoder_bias'), norms)
+    weights, norms = model.decoder_weights(), model.stored('decoder_norm')
+    first, *rest = map(Layer, weights, model.stored('decoder_bias'), norms)
     same = torch.eye(len(first.bias), device=model.device, dtype=model.dtype)
     layers = [Layer(same, torch.zeros_like(first.bias), first.norm), *rest]
     return first, lambda a: linear_stack(a, layers)[0]
@@ -265,7 +265,7 @@ def resample(
     else:
         gain = size / (distance*(1 - THRESHOLD))
         model.decoder_mat_1[:, dead] = (direction * (STEP*step/size)[:, None]).T
-    encoder = model._layers('encoder_mat')[-1]
+    encoder = model.stored('encoder_mat')[-1]
     encoder[dead] = rows * gain[:, None]
     model.normalize_decoder_weights()
     _set_thresholds(model, dead, h, away)
@@ -287,7 +287,7 @@ def _compete(model:BaseSparseAutoencoder, dead:Tensor, directions:Tensor, x:Tens
 def _set_thresholds(model:BaseSparseAutoencoder, dead:Tensor, h:Tensor, away:Tensor) -> None:
     "Biases with which each latent is on near its own input only."
     rows, mean = model.encoder_weights()[-1][dead], h.mean(0)
-    bias, norm = model._layers('encoder_bias')[-1], model._layers('encoder_norm')[-1]
+    bias, norm = model.stored('encoder_bias')[-1], model.stored('encoder_norm')[-1]
     centre, peak = rows @ mean, (rows * away).sum(1)
     if norm is None: bias[dead] = -centre - THRESHOLD*peak
     else:
@@ -299,9 +299,9 @@ def _set_thresholds(model:BaseSparseAutoencoder, dead:Tensor, h:Tensor, away:Ten
 def _forget(model:BaseSparseAutoencoder, dead:Tensor, moments:Any) -> None:
     """Clear the optimiser's memory of these latents: no direction, and the living's mean of
     squares (with none, Adam's first steps would be many times too large)."""
-    norm, alive = model._layers('encoder_norm')[-1], torch.ones(model.latent_dim, dtype=torch.bool)
+    norm, alive = model.stored('encoder_norm')[-1], torch.ones(model.latent_dim, dtype=torch.bool)
     alive[dead.cpu()] = False
-    layers = [(model._layers('encoder_mat')[-1], 0), (model._layers('encoder_bias')[-1], 0)]
+    layers = [(model.stored('encoder_mat')[-1], 0), (model.stored('encoder_bias')[-1], 0)]
     layers += [(parameter, 0) for parameter in model.activation.parameters()]
     if norm is not None: layers += [(norm.weight, 0), (norm.bias, 0)]
     if not model.tied: layers.append((model.decoder_mat_1, 1))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .callbacks import Callback
+from .engines.dense import hold_unit_norm, normalize_decoder
 from .eval_viz import new_figure, save_figure, evaluate_sparse_autoencoder
 from .losses import get_penalty
 from .models import BaseSparseAutoencoder
@@ -55,7 +56,8 @@ class Stacked:
         self.order = sorted(range(len(trainers)), key=rate)
         self.model = self._stack([trainers[m].model for m in self.order])
         self.parameters = dict(self.model.named_parameters())
-        self.model.assume_unit_norm()
+        self.unit_norm = hold_unit_norm(self.model)
+        self.unit_norm.__enter__()
         self.watched = any(t.listeners['after_backward'] for t in trainers)
         self._make_optimizer()
 
@@ -178,7 +180,7 @@ def step(self:Stacked) -> None:
     for S in self.parameters.values(): S.grad = None
     if self.watched:
         for p in itertools.chain(*self.own): p.grad = None
-    self.model.normalize_decoder_weights()
+    normalize_decoder(self.model)
 
 @patch
 def close(self:Stacked) -> None:

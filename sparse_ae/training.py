@@ -14,7 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass, replace
 from functools import cache, partial
 from types import FunctionType
@@ -30,8 +30,10 @@ from .activations import CodeActivation, Linear, ReLU, TopK
 from .callbacks import (EVENTS, Callback, ClipGradients, EarlyStopping,
                                  LearningRateSchedule, ProgressBar, StartFromData)
 from .data import Batches, data_scale
-from .engines.sparse_codes import SparseCode
-from .engines.triton_kernels import (RowwiseAdam, row_major, kernels_for_rows,
+from .engines.dense import hold_unit_norm, normalize_decoder
+from .engines.sparse_codes import (SparseCode, decode_sparse, encode_sparse,
+                                            has_sparse_path)
+from .engines.triton_kernels import (COPIES, RowwiseAdam, row_major, kernels_for_rows,
                                               mean_squared_error)
 from .io import Checkpoint, read_state
 from .losses import get_penalty, l1_sparsity_loss, mean_activation, no_sparsity_loss
@@ -93,7 +95,7 @@ def encode_batch(
     "What the encoder makes of `x`; `TypeError` for a code that is no tensor of such numbers."
     if not hasattr(model, 'encode_layers'): encoded = Encoded(model.encode(x))
     elif not (lean and isinstance(model, BaseSparseAutoencoder)): encoded = model.encode_layers(x)
-    elif (code := model.encode_sparse(x)) is not None: return Encoded(code)
+    elif (code := encode_sparse(model, x)) is not None: return Encoded(code)
     else: encoded = model.encode_layers(x, keep_hidden=False)
     if not isinstance(encoded.z, Tensor):
         raise TypeError(f"model.encode must return a tensor, got {type(encoded.z).__name__}")
@@ -107,7 +109,8 @@ def decode_batch(
     x:Tensor,                 # Inputs, shape `(batch, ...)`
 ) -> Tensor:                  # Of the shape of `x`
     "The reconstruction of `x`; `ValueError` if the shapes do not fit."
-    x_reconstructed = model.decode(z)
+    sparse = isinstance(z, SparseCode)
+    x_reconstructed = decode_sparse(model, z) if sparse else model.decode(z)
     if x_reconstructed.shape != x.shape:  # a difference would be broadcast, silently
         raise ValueError(f"model.decode must return shape {tuple(x.shape)}, as its input has; "
                          f"got {tuple(x_reconstructed.shape)}")
@@ -620,7 +623,7 @@ def _leaves(t:Trainer) -> Iterator[list[Tensor]]:
     for p, leaf in own.items():
         for hook in (p._backward_hooks or {}).values() if p.requires_grad else ():
             leaf.register_hook(hook)
-        if hasattr(p, 'rounded'): leaf.rounded = p.rounded
+        if p in COPIES: COPIES[leaf] = COPIES[p]
     for module, name, p in held: module._parameters[name] = own[p]
     try: yield [own[p] for p in t.parameters]
     finally:
@@ -710,7 +713,7 @@ def reads_atoms(
     t:Trainer,
 ) -> bool:    # An optimiser of one's own may want to flatten the weights
     "Does a step read single atoms, and is the optimiser one of torch's?"
-    return getattr(t.model, 'has_sparse_path', False) and not callable(t.options['optimizer'])
+    return has_sparse_path(t.model) and not callable(t.options['optimizer'])
 
 def steps_of_rows(
     t:Trainer,               # Its dictionary lies atom after atom, if it has one of its own
@@ -749,7 +752,7 @@ class Alone:
         if torch.is_grad_enabled(): self._prepare()
         if self.graphed and torch.is_grad_enabled() and not t.terms:
             for p in t.parameters:  # what a replay reads
-                if hasattr(p, 'rounded'): p.rounded.of(p)
+                if p in COPIES: COPIES[p].refreshed(p)
             self.replayed = graph_for(t, x, self.graphs)
         return [self.replayed.run(t, x) if self.replayed else
                 autocast_losses(t, self.losses_of, x, t.penalty, t.sparsity_weight,
@@ -772,8 +775,7 @@ class Alone:
         normalised = self.rows is not None and self.rows.step()
         t.optimizer.step()
         for p in t.parameters: p.grad = None
-        if not normalised and hasattr(t.model, 'normalize_decoder_weights'):
-            t.model.normalize_decoder_weights()
+        if not normalised: normalize_decoder(t.model)
 
 # %% ../nbs/02_training.ipynb #rows02
 @patch
@@ -786,9 +788,12 @@ def _prepare(self:Alone) -> None:
     self.known = now
     self._lay(lambda W: W.mT.contiguous().mT)  # atom after atom
     self.rows = steps_of_rows(t)
-    projects = self.rows is not None and any(self.rows.unit.values())
-    hold, watched = getattr(t.model, 'assume_unit_norm', None), t.listeners['after_backward']
-    if hold: self.release = hold(project=bool(watched) or not projects)
+    projects = self.rows is not None and any(self.rows.has_unit_rows.values())
+    watched = t.listeners['after_backward']
+    if isinstance(t.model, BaseSparseAutoencoder):
+        stack = ExitStack()
+        stack.enter_context(hold_unit_norm(t.model, bool(watched) or not projects))
+        self.release = stack.close
 
 @patch
 def close(self:Alone) -> None:
@@ -796,7 +801,7 @@ def close(self:Alone) -> None:
     self.release()
     self.release = lambda: None
     self.graphs.clear()
-    for p in self.trainer.parameters: vars(p).pop('rounded', None)
+    for p in self.trainer.parameters: COPIES.pop(p, None)
     self._lay(Tensor.contiguous)
 
 @patch

@@ -99,7 +99,7 @@ def test_import_is_light():
 
 
 # each module may import those before it; what stands in one entry does not import each other
-LAYERS = ('validation', 'engines.triton_kernels', 'engines.sparse_codes', 'losses activations', 'models', 'data callbacks regularizers', 'io sparsity_control',
+LAYERS = ('validation', 'engines.triton_kernels', 'losses activations', 'models', 'engines.dense', 'engines.sparse_codes', 'data callbacks regularizers', 'io sparsity_control',
           'training', 'eval_viz', 'presets sweeps', 'lab.display', 'lab.dashboard lab.explorer',
           'lab.widgets cli')
 
