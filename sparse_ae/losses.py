@@ -317,7 +317,8 @@ class Measurements:
     active:Tensor                       # Samples in which each latent is active, `(latent_dim,)`
     errors:'np.ndarray|None'=None       # Mean squared error of each sample, `(n,)`
     codes:'np.ndarray|None'=None        # Codes, `(n, latent_dim)`
-    total_variance:'float|None'=None    # Variance of the data, mean over features
+    squared_error:'float|None'=None     # Sum of squared errors over samples and features
+    squared_deviation:'float|None'=None # Sum of squared deviations of the data from their mean
 
 class Metric(NamedTuple):
     "Number by which a code or a reconstruction is judged."
@@ -325,6 +326,7 @@ class Metric(NamedTuple):
     unit:str                                # Unit, for axes
     value:Callable[[Measurements], float]   # Computes the metric
     in_history:bool=False                   # Whether `n` and `active` are enough to compute it
+    from_codes:bool=False                   # Whether codes are enough, without errors
 
 METRICS = {
     'l0': Metric('L0', 'active latents per sample', lambda m: float(m.active.sum()) / m.n, True),

@@ -15,7 +15,7 @@ from .activations import BatchTopK, MatchingPursuit, TopK, Unrolled
 from .models import BaseSparseAutoencoder, SparseAutoencoder
 from .regularizers import GateReconstruction, NestedReconstruction
 from .sparsity_control import AnnealedPNorm, Resample
-from .training import Trainer
+from .options import TrainingOptions
 from .validation import check_choice, check_int, check_positive
 
 # %% ../nbs/09_presets.ipynb #f21f8a44

@@ -18,11 +18,11 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .callbacks import Callback
+from .callbacks import Callback, StopTraining
 from .eval_viz import evaluate_sparse_autoencoder, new_figure, save_figure
 from .losses import METRICS
 from .options import TrainingOptions
-from .training import Losses, Meter, StopTraining, Trainer, fit
+from .training import Losses, Meter, Trainer, fit
 from .validation import check_int, require
 
 # %% ../nbs/10_sweeps.ipynb #group001

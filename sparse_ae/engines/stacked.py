@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from .dense import hold_unit_norm, normalize_decoder
 from ..models import BaseSparseAutoencoder, Encoded
 from ..options import make_optimizer
 from ..sparsity_control import AuxiliaryLoss
@@ -54,7 +55,7 @@ class StackedEngine:
         self.model = self._stack([trainers[m].model for m in self.order])
         self.parameters = dict(self.model.named_parameters())
         self.contexts = ExitStack()
-        self.contexts.callback(self.model.assume_unit_norm())
+        self.contexts.enter_context(hold_unit_norm(self.model))
         self.watched = any(t.listeners['after_backward'] for t in trainers)
         self._make_optimizer()
 
@@ -174,7 +175,7 @@ def step(self:StackedEngine) -> None:
     for S in self.parameters.values(): S.grad = None
     if self.watched:
         for p in itertools.chain(*self.member_parameters): p.grad = None
-    self.model.normalize_decoder_weights()
+    normalize_decoder(self.model)
     for t in self.trainers: t.step += 1
 
 @patch
