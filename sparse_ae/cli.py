@@ -23,6 +23,7 @@ import torch
 from fastcore.script import anno_parser
 from torch import Tensor, nn
 
+from .callbacks import TrainingDiverged
 from .data import image_patches, sample_rows, train_val_split
 from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dictionary,
                                 plot_reconstructions, plot_sparse_autoencoder_analysis,
@@ -31,7 +32,7 @@ from .io import CHECKPOINT, atomic_write
 from .lab.explorer import FeatureExplorer
 from .losses import METRICS
 from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
-from .training import TrainingDiverged, train_sparse_autoencoder_with_early_stopping
+from .training import train_sparse_autoencoder_with_early_stopping
 from .validation import as_tensor_rows, check_choice
 
 # %% ../nbs/12_cli.ipynb #522a4e09

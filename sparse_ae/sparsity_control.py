@@ -129,7 +129,7 @@ class SparsityTarget(StatefulCallback):
 @patch
 def check(self:SparsityTarget, trainer):
     "Raise `ValueError` if the weight of the penalty cannot change the sparsity of the code."
-    if trainer.options['sparsity_type'] == 'none':
+    if trainer.penalty.acts_on == 'nothing':
         raise ValueError("sparsity_type must be a penalty where its weight is to be adjusted, "
                          "got 'none'")
     if getattr(trainer.model, 'fixes_l0', False):
@@ -168,7 +168,7 @@ def after_step(self:SparsityTarget, trainer):
     error = self.log_error(self.val_train_ratio * self.running_activity)
     step = self.gain * min(1., max(-1., error))
     trainer.sparsity_weight *= math.exp(step)
-    if trainer.options['sparsity_type'] == 'kl':
+    if trainer.penalty.has_target:
         rate = trainer.target_sparsity * math.exp(-step)
         trainer.target_sparsity = min(0.5, max(1e-6, rate))
 
@@ -354,14 +354,15 @@ def _latent_parameters(model:BaseSparseAutoencoder) -> list[tuple[Tensor, int]]:
 def reset_optimizer_state(
     model:BaseSparseAutoencoder,   # Model of the optimiser
     latents:Tensor,                # Indices of the revived latents
-    moments:Callable[[Tensor], list[Tensor]],   # Optimiser state with the shape of a parameter
+    optimizer:torch.optim.Optimizer,   # Optimiser whose state is reset
 ) -> None:
     """Set first moments of these latents to 0, and second moments (tensors without a negative
     entry) to the mean over the other latents."""
     others = torch.ones(model.latent_dim, dtype=torch.bool)
     others[latents.cpu()] = False
     for parameter, dim in _latent_parameters(model):
-        for moment in moments(parameter):
+        for moment in optimizer.state.get(parameter, {}).values():
+            if not isinstance(moment, Tensor) or moment.shape != parameter.shape: continue
             by_latent = moment.movedim(dim, 0)
             is_second = (moment >= 0).all() and others.any()
             by_latent[latents] = by_latent[others.to(moment.device)].mean(0) if is_second else 0
@@ -373,8 +374,7 @@ def resample(
     dead:Tensor,                  # Whether each latent is dead, booleans `(latent_dim,)`
     x:Tensor,                     # Inputs to choose from, shape `(n, input_dim)`
     generator:'torch.Generator|None'=None,   # Random numbers; `None`: the global ones
-    # Optimiser state with the shape of a parameter
-    moments:Callable[[Tensor], list[Tensor]]=lambda parameter: [],
+    optimizer:'torch.optim.Optimizer|None'=None,   # Optimiser whose state is reset, if any
 ) -> int:                         # Number of revived latents, at most `n`
     "Point dead latents at badly reconstructed inputs."
     encoded, latents = model.encode_layers(x), dead.nonzero().flatten()
@@ -385,7 +385,7 @@ def resample(
     if _latents_compete(model):
         revive_competing(model, latents, unit_norm(residual[chosen], 1), x)
     else: revive_linear(model, latents, chosen, x, encoded)
-    reset_optimizer_state(model, latents, moments)
+    if optimizer is not None: reset_optimizer_state(model, latents, optimizer)
     return len(latents)
 
 # %% ../nbs/07_sparsity_control.ipynb #21f094d6
@@ -412,7 +412,7 @@ class Resample(DeadLatents):
         if dead is None or not dead.any(): return
         with eval_mode(trainer.model, no_grad=True):
             self.num_revived += resample(trainer.model, dead, torch.cat(trainer.batches),
-                                         trainer.generator, trainer.optimizer_state_like)
+                                         trainer.generator, trainer.optimizer)
 
     def after_epoch(self, trainer):
         trainer.history['revived'].append(self.num_revived)
