@@ -29,9 +29,9 @@ from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dict
                                 plot_sparse_training_history)
 from .io import CHECKPOINT, atomic_write
 from .lab.explorer import FeatureExplorer
+from .losses import METRICS
 from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
-from .training import (METRICS, TrainingDiverged,
-                                train_sparse_autoencoder_with_early_stopping)
+from .training import TrainingDiverged, train_sparse_autoencoder_with_early_stopping
 from .validation import as_tensor_rows, check_choice
 
 # %% ../nbs/12_cli.ipynb #522a4e09

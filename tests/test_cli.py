@@ -138,6 +138,6 @@ def test_example_parts(tmp_path, capsys):
     assert len(example.compare_penalties(2)) == 3 and len(example.compare_tied(2)) == 2
     assert (list(example.effect_of_sparsity_weight(tmp_path/'new', num_epochs=2))
             == [0, 0.05, 0.1, 0.5, 1.0])
-    assert len(example.ask_for_l0(num_epochs=2)) == 3
+    assert len(example.effect_of_target_l0(num_epochs=2)) == 3
     assert ({p.name for p in (tmp_path/'new').iterdir()}
             == {'training_history.png', 'analysis.png', 'sparsity_weight.png'})
