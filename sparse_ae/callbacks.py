@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .activations import eval_mode
+from .data import sample_rows
 from .validation import (check_choice, check_int, check_not_negative, check_positive,
                                   require)
 
@@ -385,9 +386,7 @@ class StartFromData(Callback):
 
     def before_step(self, trainer):
         if trainer.step: return
-        rows = trainer.train.rows
-        if rows is None: x = torch.cat(trainer.batches)
-        else:
-            indices = torch.linspace(0, len(rows) - 1, min(4096, len(rows))).long()
-            x = rows[indices].to(trainer.train.device, trainer.train.dtype) * trainer.scale
+        train = trainer.train
+        if train.rows is None: x = torch.cat(trainer.batches)
+        else: x = sample_rows(train.rows, 4096).to(train.device, train.dtype) * trainer.scale
         with eval_mode(trainer.model, no_grad=True): trainer.model.initialize(x.flatten(1), self.l0)
