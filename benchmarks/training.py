@@ -120,7 +120,8 @@ def bare(epochs, batch_size):
     t = Trainer(classical(), data(), data(256, seed=1), epochs, 1e-3, epochs, sparsity_type='l1',
                 batch_size=batch_size, seed=0, verbose=0, revive=None)
     t.start()
-    t.model.assume_unit_norm()
+    unit_norm = hold_unit_norm(t.model)
+    unit_norm.__enter__()  # until the function returns
     penalty = training.lighter(t.model.activation, t.penalty)
 
     def loss(x):

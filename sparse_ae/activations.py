@@ -125,6 +125,7 @@ def set_initial_threshold(self:_Threshold, pre, l0):
     self.threshold = magnitude.kthvalue(n - k + 1).values.clamp(min=1e-6).item()
     self.reset_latents(torch.arange(pre.shape[-1]))
 
+# %% ../nbs/05_activations.ipynb #activa9a
 class SoftThreshold(_Threshold):
     """`sign(u) max(0, |u| - theta)`.
 
@@ -186,6 +187,7 @@ def set_initial_threshold(self:HardThreshold, pre, l0):
     _Threshold.set_initial_threshold(self, pre, l0)
     if self.learned: self.bandwidth = self.threshold
 
+# %% ../nbs/05_activations.ipynb #activa9b
 class JumpReLU(HardThreshold):
     """`u` where `u > theta`, else 0, with a learned threshold for each latent.
 
@@ -209,6 +211,7 @@ class _KSparse(CodeActivation):
             raise ValueError(f"k must be at most latent_dim={latent_dim}, got {self.k}")
         return self
 
+# %% ../nbs/05_activations.ipynb #activa9c
 class TopK(_KSparse):
     """The `k` largest entries of `max(0, u)`.
 
@@ -356,6 +359,7 @@ def eval_mode(
         with torch.no_grad() if no_grad else nullcontext(): yield
     finally: module.train(was_training)
 
+# %% ../nbs/05_activations.ipynb #activa9d
 class Unrolled(CodeEncoder):
     """A fixed number of proximal gradient steps, through which training differentiates: ISTA in a
     tied model, LISTA in an untied one.

@@ -109,6 +109,7 @@ def _build(self:BaseSparseAutoencoder, activation:Any, encoder:Any, where:dict) 
     self._add_layers('encoder', widths, ('mat', 'bias'), where)
     self._add_layers('decoder', widths[::-1], ('bias',) if self.tied else ('mat', 'bias'), where)
 
+# %% ../nbs/00_models.ipynb #models9d
 @patch
 def _add_layers(self:BaseSparseAutoencoder, side:str, widths:tuple[int, ...],
                 kinds:tuple[str, ...], where:dict) -> None:
@@ -189,6 +190,7 @@ def _apply_checkpointed(x:Tensor, layers:list[Layer], last_is_linear:bool, keep_
                               keep_hidden=keep_hidden), x, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), frozen_running_stats(norms)))
 
+# %% ../nbs/00_models.ipynb #models9a
 def linear_stack(
     x:Tensor,                         # Inputs, shape `(..., fan_in)`
     layers:list[Layer],               # Layers in order
@@ -215,6 +217,7 @@ def stored(
     "Return the parameters or modules `{name}_1`, `{name}_2`, ... in order."
     return [getattr(self, f'{name}_{layer}', None) for layer in range(1, self.depth + 1)]
 
+# %% ../nbs/00_models.ipynb #models9g
 @patch
 def layers(
     self:BaseSparseAutoencoder,
@@ -271,6 +274,7 @@ def encode_layers(
     z, pre = self.encoder.run(pre, weights, self.activation)
     return Encoded(z, pre, hidden)
 
+# %% ../nbs/00_models.ipynb #models9b
 @patch
 def encode(
     self:BaseSparseAutoencoder,
@@ -320,6 +324,7 @@ def normalized_parameter(
     if not self.tied: return f'decoder_mat_{self.depth}', dim
     return 'encoder_mat_1', None if dim is None else -3 - dim  # the transpose of the decoder
 
+# %% ../nbs/00_models.ipynb #models9c
 @patch
 @torch.no_grad()
 def normalize_decoder_weights(self:BaseSparseAutoencoder) -> None:
@@ -349,6 +354,7 @@ def project_to_tangent(
     "Remove from each row (or column) of `g` its component along that of `W`."
     return torch.addcmul(g, W, (g * W).sum(dim, keepdim=True), value=-1)
 
+# %% ../nbs/00_models.ipynb #models9e
 @patch
 @contextmanager
 def assume_unit_norm(
@@ -415,6 +421,7 @@ def check_autoencoder(
                         f"has no {' and no '.join(missing)}")
     return model
 
+# %% ../nbs/00_models.ipynb #models9h
 class _UnknownActivation(CodeActivation):
     "Code activation of a module about whose codes nothing is known."
     homogeneous = independent_samples = vmappable = False
@@ -467,6 +474,7 @@ def config(self:AdaptedAutoencoder) -> dict[str, list[int]]:
     "Shapes of the entries of the module's state, by name."
     return {name: list(value.shape) for name, value in self.module.state_dict().items()}
 
+# %% ../nbs/00_models.ipynb #models9f
 def as_autoencoder(
     model:nn.Module,    # Module with `encode` and `decode`
 ) -> 'BaseSparseAutoencoder|AdaptedAutoencoder':

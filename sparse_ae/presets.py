@@ -109,7 +109,7 @@ def _apply_overrides(
 ) -> None:
     "Set each override where an argument has its name. Raises `TypeError` if there is none."
     targets = [(part, inspect.signature(callee).parameters)
-               for part, callee in ((arguments.model, cls), (arguments.training, Trainer))]
+               for part, callee in ((arguments.model, cls), (arguments.training, TrainingOptions))]
     for key, value in overrides.items():
         accepting = [part for part, parameters in targets if key in parameters]
         if not accepting:

@@ -199,10 +199,9 @@ def test_an_optimiser_that_a_callback_puts_in_place(split):
 def test_holding_the_norm_while_it_is_held(split):
     model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
     model.normalize_decoder_weights()
-    release = model.assume_unit_norm()
-    fit(model, *split, 1, 1e-3, 1, sparsity_type='none', verbose=0)
-    assert model.assumes_unit_norm
-    release()
+    with model.assume_unit_norm():
+        fit(model, *split, 1, 1e-3, 1, sparsity_type='none', verbose=0)
+        assert model.assumes_unit_norm
     assert not model.assumes_unit_norm
 
 

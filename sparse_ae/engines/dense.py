@@ -35,6 +35,7 @@ def rowwise_dot(
     sums = [(p * q).sum(dim, keepdim=True) for p, q in zip(a.split(rows), b.split(rows))]
     return sum(sums) if dim in (0, -2) else torch.cat(sums)
 
+# %% ../../nbs/engines/04_dense.ipynb #dense9a0
 def unit_norm_(
     W:Tensor,    # Matrix, shape `(rows, columns)`; changed in place
     dim:int,     # Dimension of the norm; 1: rows get norm 1, 0: columns get norm 1
@@ -47,6 +48,7 @@ def unit_norm_(
         if ((norm > 1e-15) & (norm < 1e15)).all(): return W.div_(norm)  # squares are representable
     W.copy_(unit_norm(W, dim))
 
+# %% ../../nbs/engines/04_dense.ipynb #dense9a1
 def project_out(
     g:Tensor,    # Gradient, shape `(rows, columns)`
     W:Tensor,    # Matrix whose rows or columns have norm 1, shape `(rows, columns)`
@@ -72,6 +74,7 @@ def normalize_decoder(
     name, dim = model.normalized_parameter()
     if dim is not None: unit_norm_(model.get_parameter(name), dim)
 
+# %% ../../nbs/engines/04_dense.ipynb #dense9a2
 @contextmanager
 def hold_unit_norm(
     model:BaseSparseAutoencoder,   # Model whose stored decoder is normalised

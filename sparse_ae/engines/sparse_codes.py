@@ -33,6 +33,7 @@ def _topk(u:Tensor, k:int) -> tuple[Tensor, Tensor]:
     indices = bits.topk(k, sorted=False).indices
     return u.gather(-1, indices), indices
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9a
 def top_k(
     u:Tensor,    # Rows, shape `(..., n)`
     k:int,       # Number of entries per row, at most `n`
@@ -74,6 +75,7 @@ def _candidates(u:Tensor, k:int) -> 'Tensor|None':
     candidates = (u < estimate).logical_not_().nonzero()[:, 0]  # also NaN
     return candidates if len(candidates) >= k else None
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9b
 def top_k_flat(
     u:Tensor,    # Numbers, shape `(n,)`
     k:int,       # Number of entries, at most `n`
@@ -97,6 +99,7 @@ class Transposed(NamedTuple):
     samples:Tensor    # Sample of each entry in this order, `(m,)`
     offsets:Tensor    # Offset of each latent, and the total, `(latent_dim + 1,)`
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9k
 @dataclass(eq=False)
 class SparsePattern:
     "Positions of the entries of a code that may be active."
@@ -145,6 +148,7 @@ class SparseCode:
         "Return the same code, detached from the autograd graph and without cached indices."
         return SparseCode(self.values.detach(), replace(self.pattern))
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9c
 def concatenate_codes(
     codes:list[SparseCode],    # Codes of consecutive samples
 ) -> SparseCode:               # Code of all samples
@@ -173,6 +177,7 @@ def weighted_row_sums(
                            include_last_offset=True).to(dtype)
     return sums if bias is None else sums.add_(bias)
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9d
 def sampled_dot_products(
     pattern:SparsePattern,  # Positions of the products
     a:Tensor,               # Matrix, shape `(n, d)`
@@ -219,6 +224,7 @@ def _column_sums(values:Tensor, pattern:SparsePattern, dtype:torch.dtype) -> Ten
     ones = values.new_ones(len(pattern.offsets) - 1, 1)
     return weighted_row_sums(values[order], samples, offsets, ones, dtype)[:, 0]
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9e
 class _Encode(torch.autograd.Function):
     "`x @ W.T + b` at entries whose values are known; gradients in the dtypes of `W` and `b`."
     @staticmethod
@@ -249,6 +255,7 @@ def select_top_k(
     offsets = torch.arange(0, latents.numel() + 1, activation.k, device=u.device)
     return SparseCode(values.flatten(), SparsePattern(latents.flatten(), offsets, u.shape[-1]))
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9f
 def select_batch_top_k(
     activation:BatchTopK,   # Code activation; its running threshold is updated in train mode
     u:Tensor,               # Pre-activations, shape `(n, latent_dim)`
@@ -261,6 +268,7 @@ def select_batch_top_k(
     offsets = torch.searchsorted(entries, torch.arange(0, n*width + 1, width, device=u.device))
     return SparseCode(flat[entries], SparsePattern(entries % width, offsets, width))
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9g
 SELECT = {TopK: select_top_k, BatchTopK: select_batch_top_k}   # activation class -> selection
 
 def selection_for(
@@ -281,6 +289,7 @@ def _chunk_rows(x:Tensor, latent_dim:int, activation:CodeActivation) -> int:
     if x.device.type != 'cpu': entries = _CHUNK_GPU
     return max(256, entries // latent_dim)
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9h
 def sparse_encode(
     x:Tensor,                       # Inputs, `(n, input_dim)`
     W:Tensor,                       # Encoder weights, `(latent_dim, input_dim)`
@@ -303,6 +312,7 @@ def sparse_encode(
     values = _Encode.apply(x, W, b, selected.values, selected.pattern)
     return SparseCode(F.relu(values), selected.pattern)
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9i
 def sparse_decode(
     code:SparseCode,   # Code of `n` samples
     D:Tensor,          # Decoder weights, `(input_dim, latent_dim)`
@@ -350,6 +360,7 @@ def encode_sparse(
     return sparse_encode(x, model.encoder_weights()[0], model.encoder_bias_1, model.activation,
                          dtype)
 
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9j
 def decode_sparse(
     model:BaseSparseAutoencoder,    # Single-layer model
     code:SparseCode,                # Code of `n` samples

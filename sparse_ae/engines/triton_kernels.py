@@ -134,6 +134,7 @@ def _top_k_kernel() -> Callable:
 
     return _launch_top_k(top_k_of_row)
 
+# %% ../../nbs/engines/01_triton_kernels.ipynb #kernel9a
 def _launch_top_k(kernel:Any) -> Callable:
     import triton
 
@@ -157,6 +158,7 @@ def _launch_options(width:int) -> dict[str, int]:
     block = 1 << (width - 1).bit_length()
     return dict(BLOCK=block, num_warps=min(16, max(1, block // 512)))
 
+# %% ../../nbs/engines/01_triton_kernels.ipynb #kernel9b
 def _unit_norm() -> tuple[Callable, Callable]:
     import triton
     import triton.language as tl
@@ -271,6 +273,7 @@ def triton_kernels(
     except RuntimeError: return None  # a tensor of torch.func, which has no memory
     return _all_kernels(tensor.device)
 
+# %% ../../nbs/engines/01_triton_kernels.ipynb #kernel9e
 @cache
 def _all_kernels(device:torch.device) -> Any:
     "Kernels of one device; `None` if the first one cannot be compiled there."
@@ -323,6 +326,7 @@ class _MeanSquaredError(torch.autograd.Function):
         if torch.is_grad_enabled(): return (scale*(a - b)).to(a.dtype), None  # differentiable again
         return triton_kernels(a).scaled_difference(a, b, scale), None
 
+# %% ../../nbs/engines/01_triton_kernels.ipynb #kernel9c
 def mean_squared_error(
     a:Tensor,    # Reconstruction
     b:Tensor,    # Target, shape of `a`
@@ -359,6 +363,7 @@ class LowPrecisionCopy:
         self.mark_fresh(W)
         return self.copy
 
+# %% ../../nbs/engines/01_triton_kernels.ipynb #kernel9d
 def cast_cached(
     W:Tensor,             # Matrix
     dtype:torch.dtype,    # Floating-point dtype of the result
