@@ -346,7 +346,7 @@ def sparse_ae_train(
     # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated, topk:8, batch_topk:8
     activation:str='relu',
     decoder_norm:str='row',       # Rows or columns of the decoder with norm 1: row, atom or none
-    tied:bool=False,              # Decoder uses the transposed encoder weights (default: its own)
+    tied:bool=False,              # Whether the decoder uses the transposed encoder weights
     sparsity_type:str='kl',       # Penalty: kl, l1, hoyer, log, l0 (with jumprelu) or none
     sparsity_weight:float=0.1,    # Weight of the penalty
     target_sparsity:float=0.05,   # Target rate of kl, between 0 and 1
