@@ -58,11 +58,13 @@ _PROTOCOL = tuple(name for name, value in vars(Callback).items()
 
 def check_callback(
     callback:Any,    # Candidate
-) -> Callback:       # `callback`
-    """Return `callback` if a training can use it.
+    trainer:Any,     # Trainer that is to use it
+) -> None:
+    """Raise the error that says why `trainer` cannot use `callback`.
 
-    Raises `TypeError` unless it has the methods of `Callback`, and `ValueError` for a method named
-    like an unknown event and for a `single_use` object that is attached to another run."""
+    `TypeError` unless it has the methods of `Callback`; `ValueError` for a method named like an
+    unknown event and for a `single_use` object that is attached to another run; the errors of
+    `callback.check`."""
     if isinstance(callback, type) or not all(hasattr(callback, name) for name in _PROTOCOL):
         raise TypeError(f"callbacks must be Callback objects, got {callback!r}")
     kind = type(callback).__name__
@@ -73,7 +75,7 @@ def check_callback(
     if callback.single_use and callback.attached:
         raise ValueError(f"callbacks must be made anew for each run, got a {kind} that belongs "
                          "to another one")
-    return callback
+    callback.check(trainer)
 
 # %% ../nbs/06_callbacks.ipynb #cbstate2
 class StatefulCallback(Callback):
