@@ -22,6 +22,6 @@ setup(
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(),
     extras_require=extras, packages=find_packages(include=[cfg['lib_path'] + '*']),
-    include_package_data=True, zip_safe=False,
+    package_data={'sparse_ae.lab': ['*.js', '*.css']}, include_package_data=True, zip_safe=False,
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d']})

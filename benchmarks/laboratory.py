@@ -1,7 +1,7 @@
-"""What the widgets cost and how large a model they take; writes laboratory.md.
+"""Cost of the widgets, and the size of model that they support; writes laboratory.md.
 
     python benchmarks/laboratory.py               # about twelve minutes on 2 cores
-    python benchmarks/laboratory.py dashboard     # one part only; laboratory.md stays as it is
+    python benchmarks/laboratory.py dashboard     # one part only; laboratory.md is not written
 """
 import os
 import resource
@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ['TQDM_DISABLE'] = '1'  # read at import; a bar would be most of what is printed
+os.environ['TQDM_DISABLE'] = '1'  # read at import; progress bars would dominate the output
 
 import nbformat
 import numpy as np
@@ -24,38 +24,42 @@ IN_A_KERNEL = '''
 import math, statistics, time, torch
 from sparse_ae import Callback, SparseAutoencoder, Trainer, TrainingDashboard
 
-class Turns(Callback):
-    "Lets the dashboard paint for three seconds, forbids it for three, and so on."
+class Alternate(Callback):
+    "Lets the dashboard paint for three seconds, prevents it for three, and so on."
     def __init__(self, dashboard):
-        self.dashboard, self.started, self.on, self.found = dashboard, None, True, {True: [], False: []}
+        self.dashboard, self.started, self.painting = dashboard, None, True
+        self.step_seconds = {True: [], False: []}   # by whether the dashboard painted
 
     def before_epoch(self, trainer):
         now, d = time.perf_counter(), self.dashboard
         if self.started is not None:
             if now - self.started < 3: return
-            self.found[self.on].append((now - self.started) / (trainer.step - self.step))
-            self.on = not self.on
-            if self.on: d.start += now - self.started   # what it may spend is counted in its own time
-            d.due = now if self.on else math.inf
-            if len(self.found[False]) == ROUNDS: trainer.stopped_by = 'benchmark'
+            self.step_seconds[self.painting].append(
+                (now - self.started) / (trainer.step - self.step))
+            self.painting = not self.painting
+            # the time budget of the dashboard excludes the periods without painting
+            if self.painting: d.training_start += now - self.started
+            d.next_paint_time = now if self.painting else math.inf
+            if len(self.step_seconds[False]) == ROUNDS: trainer.stopped_by = 'benchmark'
         self.started, self.step = time.perf_counter(), trainer.step
 
 x, val = torch.rand(3200, FEATURES), torch.rand(256, FEATURES)
 torch.manual_seed(0)
 model = SparseAutoencoder(FEATURES, LATENTS, hidden_dims=HIDDEN, decoder_norm='atom')
 dashboard = TrainingDashboard(IMAGE_SHAPE)
-turns = Turns(dashboard)
+alternate = Alternate(dashboard)
 trainer = Trainer(model, x, val, 10**6, 1e-3, 10**6, sparsity_type='l1', seed=0, verbose=0,
-                  callbacks=[dashboard, turns])
+                  callbacks=[dashboard, alternate])
 trainer.fit()
-on, off = turns.found[True], turns.found[False]
-print(statistics.median(a / b for a, b in zip(on, off)), dashboard.looks / (3*len(on)))
+with_frames, without = alternate.step_seconds[True], alternate.step_seconds[False]
+print(statistics.median(a / b for a, b in zip(with_frames, without)),
+      dashboard.frames_painted / (3*len(with_frames)))
 '''
 
 
 def dashboard(rounds):
-    '''One training, in a kernel whose messages are received: three seconds in which the dashboard
-    paints, three in which it does not, in turn.'''
+    '''One run in a kernel whose messages are received: periods of three seconds in which the
+    dashboard paints alternate with periods in which it does not.'''
     rows = []
     for name, values in {
             '200 -> 125 -> 50, batch 256': dict(FEATURES=200, LATENTS=50, HIDDEN=None,
@@ -73,7 +77,7 @@ def dashboard(rounds):
 
 
 def explorer(rounds, samples=1_000_000, latents=32_768):
-    "A million samples on the disk, 32,768 latents: what a click costs meanwhile, and the memory."
+    "A million samples on disk, 32,768 latents: time of a click during the pass, and memory."
     with tempfile.TemporaryDirectory() as folder:
         x = np.lib.format.open_memmap(f'{folder}/x.npy', 'w+', np.float32, (samples, 64))
         rng = np.random.default_rng(0)
@@ -83,26 +87,27 @@ def explorer(rounds, samples=1_000_000, latents=32_768):
         model = SparseAutoencoder(64, latents, hidden_dims=(), decoder_norm='atom')
         with torch.no_grad(): model.encoder_bias_1.fill_(-1.55)  # 0.4 % are active
         data, clicks = np.load(f'{folder}/x.npy', mmap_mode='r'), []
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        explore = FeatureExplorer(model, data, image_shape=(8, 8))
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20   # in GB
+        memory_before, pass_start = peak(), time.perf_counter()
+        explorer = FeatureExplorer(model, data, image_shape=(8, 8))
         def timed(function, *args):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             function(*args)
-            return time.perf_counter() - begun
-        opened = timed(lambda: explore.widget)
-        while not explore.ended.is_set():
-            clicks.append(timed(explore.choose, len(clicks) % latents))
+            return time.perf_counter() - start
+        opened = timed(lambda: explorer.widget)
+        while not explorer.ended.is_set():
+            clicks.append(timed(explorer.show_latent, len(clicks) % latents))
             time.sleep(2)
-        taken = time.perf_counter() - start
-        explore.wait()
-        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
-        page = explore.export_html(f'{folder}/page.html').stat().st_size / 1e6
-    return [(f'explorer, {latents:,} latents, {samples:,} samples: seconds until it can be used',
+        pass_seconds = time.perf_counter() - pass_start
+        explorer.wait()
+        memory = peak() - memory_before
+        page = explorer.export_html(f'{folder}/page.html').stat().st_size / 1e6
+    return [(f'explorer, {latents:,} latents, {samples:,} samples: seconds until usable',
              opened, ''),
-            ('- seconds a click takes while the statistics are made, median', statistics.median(clicks), ''),
+            ('- seconds for a click during the pass, median', statistics.median(clicks), ''),
             ('- the same, longest', max(clicks), ''),
-            ('- seconds until all samples are looked at', taken, ''),
-            ('- memory for all of it, GB (codes alone would take 131)', memory, ''),
+            ('- seconds until the pass is complete', pass_seconds, ''),
+            ('- memory in total, GB (codes alone would take 131)', memory, ''),
             ('- page of 1,024 latents, MB', page, 'under 10')]
 
 

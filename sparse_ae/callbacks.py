@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .models import eval_mode
+from .activations import eval_mode
 from .validation import (check_choice, check_int, check_not_negative, check_positive,
                                   require)
 

@@ -15,7 +15,7 @@ from .activations import BatchTopK, MatchingPursuit, TopK, Unrolled
 from .models import BaseSparseAutoencoder, SparseAutoencoder
 from .regularizers import GateReconstruction, NestedReconstruction
 from .sparsity_control import AnnealedPNorm, Resample
-from .training import Trainer
+from .options import TrainingOptions
 from .validation import check_choice, check_int, check_positive
 
 # %% ../nbs/09_presets.ipynb #f21f8a44
@@ -109,7 +109,7 @@ def _apply_overrides(
 ) -> None:
     "Set each override where an argument has its name. Raises `TypeError` if there is none."
     targets = [(part, inspect.signature(callee).parameters)
-               for part, callee in ((arguments.model, cls), (arguments.training, Trainer))]
+               for part, callee in ((arguments.model, cls), (arguments.training, TrainingOptions))]
     for key, value in overrides.items():
         accepting = [part for part, parameters in targets if key in parameters]
         if not accepting:

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from .activations import eval_mode
 from .callbacks import Callback, StatefulCallback, block_early_stopping
 from .losses import p_norm_sparsity_loss
-from .models import (BaseSparseAutoencoder, Encoded, Layer, eval_mode, linear_stack,
-                              unit_norm)
-from .regularizers import Regularizer, decoder_layers
+from .models import BaseSparseAutoencoder, Encoded, Layer, linear_stack, unit_norm
+from .regularizers import Regularizer
 from .validation import (check_choice, check_fraction, check_int, check_not_negative,
                                   check_number, check_positive, warn_caller)
 
@@ -250,7 +250,7 @@ def choose_inputs(
 # %% ../nbs/07_sparsity_control.ipynb #lines002
 def _split_decoder(model:BaseSparseAutoencoder) -> tuple[Layer, Callable[[Tensor], Tensor]]:
     "Return the decoder's first layer, and the function from its output to the reconstruction."
-    first, *rest = decoder_layers(model)
+    first, *rest = model.layers('decoder')
     identity = torch.eye(len(first.bias), device=model.device, dtype=model.dtype)
     layers = [Layer(identity, torch.zeros_like(first.bias), first.norm), *rest]
     return first, lambda a: linear_stack(a, layers)[0]

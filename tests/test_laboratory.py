@@ -1,12 +1,16 @@
-"The widgets where there is no notebook, and kernels that are restarted or interrupted."
+"Widgets outside a notebook, interrupted kernels, and the files of the explorer page."
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 
 import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
 
+from conftest import ROOT
 from sparse_ae import FeatureExplorer, SparseAutoencoder, TrainingDashboard, digits, train_val_split
 
 SCRIPT = '''
@@ -28,16 +32,16 @@ def test_a_script_prints_progress():
 print(dashboard.wait()['epochs_trained'])
 import sys; print('ipywidgets' in sys.modules)''')
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ['5', 'False']  # nor is a widget made
+    assert done.stdout.split() == ['5', 'False']  # no widget is created
     assert 'training: 100%' in done.stderr and 'recon' in done.stderr
 
 
-def test_a_script_that_does_not_wait_ends():
+def test_a_script_that_does_not_wait_exits():
     done = python(SCRIPT.replace('EPOCHS', '10**6') + "print('the end')")
     assert (done.stdout, done.returncode) == ('the end\n', 0)
 
 
-def test_a_script_that_ends_in_the_middle_of_both_ends_well():
+def test_a_script_can_exit_while_both_tasks_run():
     done = python(SCRIPT.replace('EPOCHS', '10**6') + """
 from sparse_ae import FeatureExplorer
 explorer = FeatureExplorer(SparseAutoencoder(64, 3000), torch.rand(100_000, 64))
@@ -46,50 +50,50 @@ raise SystemExit(4)""")
 
 
 def test_an_explorer_can_be_used_during_its_pass():
-    "In a process of its own: a race in torch would end it."
+    "In a separate process, which a race in torch would crash."
     done = python("""
 import torch
 from sparse_ae import FeatureExplorer, SparseAutoencoder
-x, looked = torch.rand(60_000, 64), 0
+x, views = torch.rand(60_000, 64), 0
 for k in range(4):
     explorer = FeatureExplorer(SparseAutoencoder(64, 60, hidden_dims=()), x)
     while not explorer.ended.is_set():
         for latent in range(8):
             view = explorer.describe(latent)
             assert bool(view.top) == bool(view.quantiles) == bool(view.histogram.any())
-            looked += 1
+            views += 1
     explorer.wait()
-print(looked > 20)""")
+print(views > 20)""")
     assert (done.stdout, done.returncode) == ('True\n', 0), done.stderr
 
 
-def test_looking_at_a_model_does_not_change_its_training():
-    def end(look):
+def test_exploring_a_model_does_not_change_its_training():
+    def final_state(explore):
         dashboard = TrainingDashboard()
         torch.manual_seed(0)
         model = SparseAutoencoder(64, 30, batch_norm=True)
         dashboard.fit(model, *train_val_split(digits()), 30, 1e-2, 30, seed=0, verbose=0)
-        while look and not dashboard.ended.is_set():
+        while explore and not dashboard.ended.is_set():
             FeatureExplorer(model, digits()).wait().steer(0, 0)
         dashboard.wait()
         return torch.cat([t.flatten().float() for t in model.state_dict().values()])
-    assert torch.equal(end(True), end(False))
+    assert torch.equal(final_state(True), final_state(False))
 
 
 def run(*sources):
-    "The outputs of cells, each as text, from a kernel."
+    "Execute cells in a kernel, and return them with their outputs."
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
     NotebookClient(nb, timeout=100, kernel_name='python3', store_widget_state=False).execute()
     return nb.cells
 
 
-def test_what_stays_in_the_notebook_is_the_end():
+def test_the_static_picture_shows_the_end_of_training():
     first, second = run(SCRIPT.replace('EPOCHS', '30'), 'history = await dashboard; dashboard')
-    shown = [next(o for o in cell.outputs if 'image/png' in o.get('data', {}))
-             for cell in (first, second)]
-    assert [o.data['text/plain'] for o in shown] == [shown[1].data['text/plain']]*2
-    assert 'stopped by num_epochs: epoch 30 of 30' in shown[0].data['text/plain']
-    assert shown[0].data['image/png'] == shown[1].data['image/png']
+    outputs = [next(o for o in cell.outputs if 'image/png' in o.get('data', {}))
+               for cell in (first, second)]
+    assert [o.data['text/plain'] for o in outputs] == [outputs[1].data['text/plain']]*2
+    assert 'stopped by num_epochs: epoch 30 of 30' in outputs[0].data['text/plain']
+    assert outputs[0].data['image/png'] == outputs[1].data['image/png']
 
 
 @pytest.mark.parametrize('how', ['await dashboard', 'dashboard.wait()'])
@@ -104,9 +108,29 @@ print(dashboard.ended.is_set(), dashboard.trainer.stopped_by)''')
     assert last.outputs[-1].text == 'True hand\n'
 
 
-def test_mistakes_are_named_at_once(tmp_path):
+def test_bad_arguments_are_reported(tmp_path):
     with pytest.raises(TypeError, match="max_atoms must be a whole number, got 'all'"):
         TrainingDashboard(max_atoms='all')
     explorer = FeatureExplorer(SparseAutoencoder(64, 5), digits())
     with pytest.raises(ValueError, match="path must be a file's, got the folder"):
         explorer.export_html(tmp_path)
+
+
+def test_wheel_and_sdist_contain_the_files_of_the_explorer_page(tmp_path):
+    "Built from a copy, so that the checkout stays clean; the wheel is built from the sdist."
+    copy = tmp_path/'copy'
+    copy.mkdir()
+    shutil.copytree(ROOT/'sparse_ae', copy/'sparse_ae',
+                    ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'MANIFEST.in', 'README.md',
+                 'CHANGELOG.md', 'LICENSE'): shutil.copy(ROOT/name, copy)
+    done = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir',
+                           str(tmp_path/'dist'), str(copy)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = {f'sparse_ae/lab/explorer_page.{kind}': (
+        ROOT/'sparse_ae'/'lab'/f'explorer_page.{kind}').read_bytes() for kind in ('js', 'css')}
+    with zipfile.ZipFile(next((tmp_path/'dist').glob('*.whl'))) as wheel:
+        assert {name: wheel.read(name) for name in files} == files
+    with tarfile.open(next((tmp_path/'dist').glob('*.tar.gz'))) as sdist:
+        root = sdist.getnames()[0].split('/')[0]
+        assert {name: sdist.extractfile(f'{root}/{name}').read() for name in files} == files

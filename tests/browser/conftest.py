@@ -1,4 +1,4 @@
-"JupyterLab, Voila and Chromium, all on this machine. Without a browser the tests are skipped."
+"Local JupyterLab, Voila and Chromium. Without a browser the tests are skipped."
 import json
 import os
 import shutil
@@ -21,7 +21,7 @@ from .pages import Notebook, Page
 FLAGS = ['headless=new', 'no-sandbox', 'disable-gpu', 'disable-dev-shm-usage', 'disable-quic',
          'no-first-run', 'disable-background-networking', 'disable-component-update',
          'disable-sync',
-         'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1']  # nothing from elsewhere
+         'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1']  # no network
 TOKEN = 'browser-tests'
 THEMES = dict(light='JupyterLab Light', dark='JupyterLab Dark')
 # a cold start on a busy machine
@@ -30,12 +30,12 @@ START_SECONDS = 120
 
 @pytest.fixture(scope='session')
 def driver(tmp_path_factory):
-    "Chromium, without a window."
-    found = [shutil.which(name) for name in ('chromium', 'chromium-browser', 'google-chrome')]
-    browser, chromedriver = next(filter(None, found), None), shutil.which('chromedriver')
+    "Headless Chromium."
+    browsers = [shutil.which(name) for name in ('chromium', 'chromium-browser', 'google-chrome')]
+    browser, chromedriver = next(filter(None, browsers), None), shutil.which('chromedriver')
     if not (browser and chromedriver):
         pytest.skip('no browser: apt-get install chromium chromium-driver')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all below is ended too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that fixtures are torn down
     options = ChromeOptions()
     options.binary_location = browser
     for flag in FLAGS: options.add_argument(f'--{flag}')
@@ -48,7 +48,7 @@ def driver(tmp_path_factory):
 
 @contextmanager
 def running(command, home, path, headers={}):
-    "A server's address, once `path` answers; its settings, logs and kernels stay in `home`."
+    "Start a server, and yield its address when `path` responds; it writes only into `home`."
     home.mkdir(exist_ok=True)
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -71,7 +71,7 @@ def running(command, home, path, headers={}):
                 time.sleep(0.1)
         yield address
     finally:
-        server.terminate()  # the server ends its kernels itself
+        server.terminate()  # the server stops its kernels
         try: server.wait(20)
         except subprocess.TimeoutExpired: os.killpg(server.pid, signal.SIGKILL)
         server.wait()
@@ -84,7 +84,7 @@ class Lab:
         self.driver, self.address, self.root, self.settings = driver, address, root, settings
 
     def set(self, extension, name, **values):
-        "Write user settings, which the next page reads."
+        "Write user settings, which the next page loads."
         path = self.settings/'@jupyterlab'/f'{extension}-extension'/f'{name}.jupyterlab-settings'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
@@ -99,13 +99,13 @@ class Lab:
         self.set('apputils', 'themes', theme=THEMES[theme])
         notebook = Notebook(self.driver)
         notebook.go(f'{self.address}/doc/tree/{path}?token={TOKEN}&reset', width)
-        # the page shows an idle kernel also before it asks for one
+        # the page shows an idle kernel also before it requests one
         notebook.wait(lambda: self.connected(path), f'a kernel for {path}', START_SECONDS)
         notebook.wait_idle()
         return notebook
 
     def connected(self, path):
-        "Whether a notebook's page is connected to a kernel."
+        "Return whether the page of a notebook is connected to a kernel."
         return any(s['path'] == path and s['kernel']['connections'] for s in self.api('sessions'))
 
     def end_kernels(self):
@@ -119,7 +119,7 @@ class Voila:
         self.driver, self.address, self.root = driver, address, root
 
     def open(self, path, theme='light', width=1280):
-        "Open a notebook of `root`; what it shows may come later."
+        "Open a notebook of `root`; its outputs may appear later."
         page = Page(self.driver)
         page.go(f'{self.address}/voila/render/{path}?theme={theme}', width)
         return page
@@ -141,7 +141,7 @@ def lab_server(driver, tmp_path_factory):
 
 @pytest.fixture
 def lab(lab_server):
-    "JupyterLab without kernels; `lab.root` is shared by the tests."
+    "JupyterLab without running kernels; `lab.root` is shared by the tests."
     yield lab_server
     lab_server.end_kernels()
 

@@ -1,4 +1,4 @@
-"Pages with widgets, and notebooks in JupyterLab, used as a person does: with mouse and keys."
+"Pages with widgets, and notebooks in JupyterLab, operated by mouse and keyboard."
 import base64
 import os
 import time
@@ -13,11 +13,11 @@ from selenium.webdriver.support.ui import Select
 
 SCREENSHOTS = Path(os.environ.get('SCREENSHOTS', Path(__file__).parent/'screenshots'))
 HARMLESS = (
-    'cdn.jsdelivr.net/npm/@fortawesome/',  # Voila's icons come from there; nothing does, here
+    'cdn.jsdelivr.net/npm/@fortawesome/',  # icons of Voila, which the tests cannot load
 )
 IDLE = '.jp-Notebook-ExecutionIndicator[data-status=idle]'
 
-# the bytes of an image, whatever its address (http:, data:, blob:); null while it is being replaced
+# the bytes of an image of any scheme (http:, data:, blob:); null while it is being replaced
 FETCH = '''
 const [img, done] = arguments
 fetch(img.src).then(r => r.blob()).then(blob => {
@@ -29,17 +29,17 @@ fetch(img.src).then(r => r.blob()).then(blob => {
 
 
 class Page:
-    """Jupyter cells and widgets, in JupyterLab or as Voila shows them.
+    """Jupyter cells and widgets, in JupyterLab or Voila.
 
     Cells count from 0; `cell=None` is the whole page. A widget is the first one of its kind, or
-    the first with `label` as its description. All methods wait for what they need.
+    the first with `label` as its description. All methods wait for the elements that they use.
     """
 
     def __init__(self, driver):
         self.driver = driver
 
     def wait(self, until, what, seconds=30):
-        "What `until()` returns, once it is true; an element that has gone counts as false."
+        "Return the first true value of `until()`; a removed element counts as false."
         end = time.monotonic() + seconds
         while True:
             try:
@@ -52,19 +52,19 @@ class Page:
             time.sleep(0.05)
 
     def find(self, css, cell=None):
-        "The elements that there are now."
+        "Return the current elements."
         part = self.driver
         if cell is not None: part = part.find_elements(By.CSS_SELECTOR, '.jp-Cell')[cell]
         return part.find_elements(By.CSS_SELECTOR, css)
 
     def element(self, css, cell=None, text=''):
-        "The first element with this text in it."
+        "Return the first element that contains this text."
         return self.wait(
             lambda: next((e for e in self.find(css, cell) if text in text_of(e)), None),
             f'{css} {text!r} in {place(cell)}')
 
     def widget(self, kind, css, cell=None, label=''):
-        "The element `css` of the first widget of a kind."
+        "Return the element `css` of the first widget of a kind."
         def part():
             for widget in self.find(f'.widget-{kind}', cell):
                 within = lambda css: widget.find_element(By.CSS_SELECTOR, css)
@@ -72,20 +72,20 @@ class Page:
         return self.wait(part, f'{kind} {label!r} in {place(cell)}')
 
     def output(self, cell):
-        "The text of a cell's outputs, as it is now; it may come a little after its number."
+        "Return the current text of the outputs; it may appear after the number of the cell."
         return '\n'.join(text_of(e) for e in self.find('.jp-OutputArea-output', cell))
 
     def says(self, text, cell, seconds=30):
-        "Wait for a text in a cell's outputs."
+        "Wait for a text in the outputs of a cell."
         self.wait(lambda: text in self.output(cell), f'{text!r} in cell {cell}', seconds)
 
     def picture(self, cell=None, index=0):
-        "The bytes of an image, `Image` widget or not."
+        "Return the bytes of an image, of an `Image` widget or of an output."
         fetch = lambda: self.driver.execute_async_script(FETCH, self.find('img', cell)[index])
         return base64.b64decode(self.wait(fetch, f'picture {index} in {place(cell)}'))
 
     def new_picture(self, before, cell=None, index=0, seconds=30):
-        "The bytes of an image that is no longer `before` and has come to rest."
+        "Return the bytes of an image that differs from `before` and no longer changes."
         def changed():
             now = self.picture(cell, index)
             if now == before: return None
@@ -94,39 +94,39 @@ class Page:
         return self.wait(changed, f'a change of picture {index} in {place(cell)}', seconds)
 
     def move_slider(self, steps, cell=None, label=''):
-        "Arrow keys on a slider: to the right, or to the left where `steps < 0`."
+        "Press arrow keys on a slider: right, or left if `steps < 0`."
         handle = self.widget('slider', '.noUi-handle', cell, label)
         self.show(handle)
         handle.send_keys((Keys.ARROW_RIGHT if steps > 0 else Keys.ARROW_LEFT)*abs(steps))
 
     def readout(self, cell=None, label=''):
-        "What stands beside a slider."
+        "Return the displayed value of a slider."
         return text_of(self.widget('slider', '.widget-readout', cell, label))
 
     def click(self, text, cell=None):
-        "Press the first button with this text in it, a toggle button too."
+        "Click the first button that contains this text."
         button = self.element('button.jupyter-button', cell, text)
         self.show(button)
         button.click()
 
     def choose(self, option, cell=None, label=''):
-        "Choose in a dropdown."
+        "Select an option of a dropdown."
         select = self.widget('dropdown', 'select', cell, label)
         self.show(select)
         Select(select).select_by_visible_text(option)
 
     def type(self, text, cell=None, label=''):
-        "Replace what stands in a text or number box, and leave the box."
+        "Replace the content of a text or number box, and leave the box."
         box = self.widget('text', 'input', cell, label)
         self.show(box)
         box.send_keys(Keys.CONTROL + 'a', Keys.NULL, text, Keys.TAB)
 
     def show(self, element):
-        "Scroll there."
+        "Scroll to an element."
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
 
     def go(self, address, width):
-        "Leave the last page with its errors, and open an address."
+        "Discard the last page and its errors, and open an address."
         self.driver.get('about:blank')
         self.errors()
         self.resize(width)
@@ -137,21 +137,21 @@ class Page:
             width=width, height=height, deviceScaleFactor=1, mobile=False))
 
     def errors(self):
-        "What the browser's console reports as errors since the last call."
+        "Return the errors in the console of the browser since the last call."
         return [e['message'] for e in self.driver.get_log('browser') if e['level'] == 'SEVERE'
                 and not any(h in e['message'] for h in HARMLESS)]
 
     def screenshot(self, name):
-        "What is in the window, into `SCREENSHOTS/name.png`."
+        "Save the window as `SCREENSHOTS/name.png`."
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         self.driver.save_screenshot(str(SCREENSHOTS/f'{name}.png'))
 
 
 class Notebook(Page):
-    "A notebook that is open in JupyterLab."
+    "An open notebook in JupyterLab."
 
     def menu(self, *names):
-        "Choose in the menu bar: `menu('Run', 'Run All Cells')`."
+        "Select an item of the menu bar: `menu('Run', 'Run All Cells')`."
         self.element('#jp-MainMenu .lm-MenuBar-item', text=names[0]).click()
         for name in names[1:]:
             self.wait(lambda: self.menu_item(name), f'{name} in the menu').click()
@@ -161,18 +161,18 @@ class Notebook(Page):
         return next((e for e in labels if text_of(e) == name), None)
 
     def select(self, cell):
-        "Click beside a cell: it is the selected one, in command mode."
+        "Select a cell, in command mode."
         prompt = self.element('.jp-InputPrompt', cell)
         self.show(prompt)
         prompt.click()
 
     def run(self, cell, seconds=60):
-        "Shift-Enter, and wait."
+        "Press Shift-Enter, and wait until the kernel is idle."
         self.start(cell)
         self.wait_idle(seconds)
 
     def start(self, cell):
-        "Shift-Enter."
+        "Press Shift-Enter."
         self.select(cell)
         keys = ActionChains(self.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER)
         keys.key_up(Keys.SHIFT).perform()
@@ -186,21 +186,21 @@ class Notebook(Page):
         self.menu('Edit', 'Clear Cell Output')
 
     def restart(self, seconds=60):
-        "Restart the kernel; outputs stay."
+        "Restart the kernel; outputs are kept."
         self.menu('Kernel', 'Restart Kernel…')
         self.element('.jp-Dialog button.jp-mod-accept').click()
         self.wait(lambda: not self.find(IDLE), 'a restarting kernel')
         self.wait_idle(seconds)
 
     def wait_idle(self, seconds=60):
-        "Until the kernel is idle and no cell waits."
+        "Wait until the kernel is idle and no cell is queued."
         self.wait(lambda: self.find(IDLE)
                   and not any('*' in text_of(e) for e in self.find('.jp-InputPrompt')),
                   'an idle kernel', seconds)
 
 
 def write_notebook(path, title, *sources):
-    "A notebook file: a title, which is cell 0, and code cells."
+    "Write a notebook with a title, which is cell 0, and code cells."
     nb = new_notebook(cells=[new_markdown_cell(f'# {title}'),
                              *(new_code_cell(s.strip()) for s in sources)],
                       metadata=dict(kernelspec=dict(name='python3', display_name='Python 3')))
@@ -211,5 +211,5 @@ def place(cell): return 'the page' if cell is None else f'cell {cell}'
 
 
 def text_of(element):
-    "Text, also of what is scrolled out of sight."
+    "Return the text of an element, also outside the viewport."
     return element.get_property('textContent')

@@ -1,4 +1,4 @@
-"A slider redraws its picture, in JupyterLab and in Voila."
+"A slider updates its figure, in JupyterLab and in Voila."
 import pytest
 
 from .pages import write_notebook
@@ -19,7 +19,7 @@ interact_figure(sine, frequency=FloatSlider(2, min=1, max=10, step=0.5))
 '''
 
 
-def moves(page):
+def check_slider(page):
     before = page.picture(1)
     assert page.readout(1, 'frequency') == '2.00'
     page.move_slider(3, 1)
@@ -34,7 +34,7 @@ def test_slider_in_jupyterlab(lab, theme):
     write_notebook(lab.root/'sine.ipynb', 'A sine', SOURCE)
     notebook = lab.open('sine.ipynb', theme)
     notebook.run_all()
-    moves(notebook)
+    check_slider(notebook)
     notebook.screenshot(f'lab_sine_{theme}')
     assert notebook.errors() == []
 
@@ -42,6 +42,6 @@ def test_slider_in_jupyterlab(lab, theme):
 def test_slider_in_voila(voila):
     write_notebook(voila.root/'sine.ipynb', 'A sine', SOURCE)
     page = voila.open('sine.ipynb')
-    moves(page)
+    check_slider(page)
     page.screenshot('voila_sine')
     assert page.errors() == []

@@ -1,4 +1,4 @@
-"The widgets of the library, used by hand: the tutorials, and what can go wrong around a training."
+"The widgets in a browser: the tutorials, and the lifecycle of a training run."
 import shutil
 
 import nbformat
@@ -26,7 +26,7 @@ explorer
 
 
 def tutorial(root, name):
-    "Copy a tutorial; a function that finds the cell with some text."
+    "Copy a tutorial, and return a function from a text to the index of its cell."
     shutil.copy(ROOT/'nbs'/'tutorials'/f'{name}.ipynb', root)
     cells = nbformat.read(root/f'{name}.ipynb', as_version=4).cells
     return lambda text: next(k for k, c in enumerate(cells)
@@ -34,7 +34,7 @@ def tutorial(root, name):
 
 
 def steer(page, cell):
-    "Pause, move a slider, resume, stop; each must show its effect."
+    "Pause, move a slider, resume and stop; each must have its effect."
     page.says('training: epoch', cell)
     first = page.picture(cell)
     page.wait(lambda: page.picture(cell) != first, 'curves that move')
@@ -84,31 +84,31 @@ def test_tutorial_latents(lab, theme, width):
 
 
 def explore(page, cell):
-    "Choose a latent by click, by number and by order, and scale it."
+    "Select a latent by click, by number and by order, and scale it."
     atoms = lambda: [b for b in page.find('button.jupyter-button', cell)
                      if (b.get_attribute('title') or '').startswith('latent ')]
-    chosen = lambda: page.readout(cell, 'latent')
+    selected = lambda: page.readout(cell, 'latent')
     page.wait(lambda: len(atoms()) > 10, 'atoms')
     first = page.picture(cell)
     number = atoms()[7].get_attribute('title').removeprefix('latent ')
     page.show(atoms()[7])
     atoms()[7].click()
     clicked = page.new_picture(first, cell)
-    assert chosen() == number
+    assert selected() == number
     page.type('5', cell, 'search')
     searched = page.new_picture(clicked, cell)
-    assert chosen() == '5'
+    assert selected() == '5'
     page.choose('similar', cell, 'order')
-    page.wait(lambda: atoms()[0].get_attribute('title') == 'latent 5', 'itself as the nearest')
+    page.wait(lambda: atoms()[0].get_attribute('title') == 'latent 5', 'the latent first')
     page.move_slider(1, cell, 'latent')
     page.new_picture(searched, cell)
-    assert chosen() == '6'
+    assert selected() == '6'
     steered = page.picture(cell, 1)
     page.move_slider(10, cell, 'scale')
     page.new_picture(steered, cell, 1)
 
 
-def test_buttons_answer_while_a_cell_waits(lab):
+def test_buttons_work_while_a_cell_waits(lab):
     write_notebook(lab.root/'wait.ipynb', 'Waiting', SETUP, FOREVER,
                    'print((await dashboard)["stopped_by"])')
     notebook = lab.open('wait.ipynb')
@@ -120,26 +120,26 @@ def test_buttons_answer_while_a_cell_waits(lab):
     notebook.says('hand', 3)
 
 
-def test_around_a_training(lab):
-    "The cell run again, two at once, the output cleared, the kernel restarted."
-    write_notebook(lab.root/'around.ipynb', 'Around a training', SETUP, FOREVER,
+def test_lifecycle_of_training_runs(lab):
+    "A cell is run again, two runs are concurrent, an output is cleared, the kernel restarts."
+    write_notebook(lab.root/'around.ipynb', 'Training runs', SETUP, FOREVER,
                    FOREVER.replace('dashboard', 'other'), 'print("trainings:", trainings())',
                    'dashboard')
     notebook = lab.open('around.ipynb', width=800)
     for cell in (1, 2, 2, 4): notebook.run(cell)
-    notebook.says('trainings: 1', 4)            # the first one ended when the cell was run again
+    notebook.says('trainings: 1', 4)            # running the cell again ended the first run
     for cell in (3, 4): notebook.run(cell)
-    notebook.says('trainings: 2', 4)            # another cell: side by side
+    notebook.says('trainings: 2', 4)            # another cell: concurrent runs
     moving = {cell: notebook.picture(cell) for cell in (2, 3)}
     for cell in (2, 3): notebook.wait(lambda: notebook.picture(cell) != moving[cell], 'both move')
     notebook.screenshot('two_dashboards_light_800')
     notebook.clear_outputs(2)
     notebook.wait(lambda: notebook.output(2) == '', 'a cell without output')
-    notebook.run(5)                              # shown again, still alive
+    notebook.run(5)                              # displayed again, still connected
     steer(notebook, 5)
     notebook.run(4)
     notebook.says('trainings: 1', 4)
-    notebook.restart()                           # in the middle of the other one
+    notebook.restart()                           # while the other one runs
     for cell in (1, 4): notebook.run(cell)
     notebook.says('trainings: 0', 4)
     notebook.run(3)
@@ -147,7 +147,7 @@ def test_around_a_training(lab):
     assert notebook.errors() == []
 
 
-def test_an_error_in_training_is_seen(lab):
+def test_an_error_in_training_is_shown(lab):
     write_notebook(lab.root/'error.ipynb', 'An error', SETUP,
                    FOREVER.replace('3e-3', '1e30'), 'dashboard.wait()')
     notebook = lab.open('error.ipynb')
@@ -180,7 +180,7 @@ compare_runs(runs, (8, 8))''')
 
 
 def test_voila(voila):
-    "Both widgets as a page of their own."
+    "Both widgets on a Voila page."
     write_notebook(voila.root/'laboratory.ipynb', 'Laboratory', SETUP, FOREVER, EXPLORER)
     page = voila.open('laboratory.ipynb', width=1280)
     page.wait(lambda: len(page.find('.jp-Cell')) > 3, 'the cells', 60)
@@ -192,7 +192,7 @@ def test_voila(voila):
 
 @pytest.mark.parametrize('width', [1280, 800])
 def test_exported_page(driver, tmp_path, width):
-    "Opened from the disk, without a kernel or a server."
+    "Opened as a file, without a kernel or a server."
     import torch
     from sparse_ae import FeatureExplorer, SparseAutoencoder, digits
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"The harness itself: it does what it says, and sees what goes wrong."
+"Tests of the harness: its operations have their effects, and errors are reported."
 from .pages import write_notebook
 
 WIDGETS = '''
@@ -7,12 +7,12 @@ import ipywidgets as w
 
 word, size, colour = w.Text(description='word'), w.FloatText(description='size'), w.Dropdown(
     description='colour', options=['red', 'green', 'blue'])
-button, said = w.Button(description='Say it'), w.Label()
-def say(_):
+button, message = w.Button(description='Show'), w.Label()
+def show(_):
     time.sleep(1)
-    said.value = f'{word.value} {size.value} {colour.value}'
-button.on_click(say)
-w.VBox([word, size, colour, button, said])
+    message.value = f'{word.value} {size.value} {colour.value}'
+button.on_click(show)
+w.VBox([word, size, colour, button, message])
 '''
 
 
@@ -20,7 +20,7 @@ def use(page, cell):
     page.type('code', cell, 'word')
     page.type('2.5', cell, 'size')
     page.choose('green', cell, 'colour')
-    page.click('Say it', cell)
+    page.click('Show', cell)
     page.says('code 2.5 green', cell)
 
 
@@ -52,7 +52,7 @@ def test_widgets_in_voila(voila):
     assert page.errors() == []
 
 
-def test_what_goes_wrong_is_noticed(lab):
+def test_console_errors_are_reported(lab):
     write_notebook(lab.root/'empty.ipynb', 'Nothing')
     notebook = lab.open('empty.ipynb')
     notebook.driver.execute_script('console.error("not good"); console.log("good")')

@@ -1,4 +1,4 @@
-"The site, page by page, in a browser; formulas are drawn by the KaTeX of this machine."
+"All pages of the site in a browser; formulas are rendered by the local KaTeX."
 import functools
 import shutil
 import threading
@@ -12,8 +12,8 @@ from .pages import Page
 
 NOTEBOOKS = Path(__file__).parents[2]/'nbs'
 KATEX = Path('/usr/share/javascript/katex')   # Debian's libjs-katex
-ELSEWHERE = 'https://cdn.jsdelivr.net/npm/katex@0.16.11/dist'
-SHOWN = {'home': 'index', 'api': '01_losses', 'tutorial': 'tutorials/tuning'}
+KATEX_URL = 'https://cdn.jsdelivr.net/npm/katex@0.16.11/dist'
+SCREENSHOT_PAGES = {'home': 'index', 'api': '01_losses', 'tutorial': 'tutorials/tuning'}
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -22,14 +22,14 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope='module')
 def address(driver, site, tmp_path_factory):
-    "The site on a server of this machine, with KaTeX beside it."
+    "Serve the site locally, together with KaTeX."
     if not KATEX.is_dir(): pytest.skip('no KaTeX: apt-get install libjs-katex')
     root = tmp_path_factory.mktemp('site')/'root'
     shutil.copytree(site, root)
     shutil.copytree(KATEX, root/'katex')
     shutil.copy(KATEX/'contrib'/'auto-render.js', root/'katex'/'contrib'/'auto-render.min.js')
     for page in root.rglob('*.html'):
-        page.write_text(page.read_text().replace(ELSEWHERE, '/katex'))
+        page.write_text(page.read_text().replace(KATEX_URL, '/katex'))
     server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=root))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
@@ -74,7 +74,7 @@ def test_no_page_is_wider_than_a_phone(page, address, site):
         if wide: pytest.fail(f'wider than a phone: {name}: ' + '; '.join(e[:150] for e in wide[:5]))
 
 
-def test_search_finds_and_leads_there(page, address):
+def test_search_leads_to_a_page(page, address):
     open_page(page, address, 'index')
     box = page.element('.smalldocs-search input')
     box.send_keys('hoyer projection')
@@ -100,10 +100,10 @@ def test_theme_switch(page, address):
 
 
 @pytest.mark.parametrize('width', [1280, 390])
-@pytest.mark.parametrize('what', SHOWN)
+@pytest.mark.parametrize('what', SCREENSHOT_PAGES)
 def test_screenshots(what, width, page, address):
-    "To be looked at."
+    "Screenshots for visual inspection."
     for scheme in ('light', 'dark'):
-        open_page(page, address, SHOWN[what], width, scheme)
+        open_page(page, address, SCREENSHOT_PAGES[what], width, scheme)
         page.wait(lambda: page.find('main .math') == [] or page.find('.katex'), 'formulas')
         page.screenshot(f'site_{what}_{width}_{scheme}')
