@@ -58,13 +58,11 @@ _PROTOCOL = tuple(name for name, value in vars(Callback).items()
 
 def check_callback(
     callback:Any,    # Candidate
-    trainer:Any,     # Trainer that is to use it
-) -> None:
-    """Raise the error that says why `trainer` cannot use `callback`.
+) -> Callback:       # `callback`
+    """Return `callback` if a training can use it.
 
-    `TypeError` unless it has the methods of `Callback`; `ValueError` for a method named like an
-    unknown event and for a `single_use` object that is attached to another run; the errors of
-    `callback.check`."""
+    Raises `TypeError` unless it has the methods of `Callback`, and `ValueError` for a method named
+    like an unknown event and for a `single_use` object that is attached to another run."""
     if isinstance(callback, type) or not all(hasattr(callback, name) for name in _PROTOCOL):
         raise TypeError(f"callbacks must be Callback objects, got {callback!r}")
     kind = type(callback).__name__
@@ -75,7 +73,7 @@ def check_callback(
     if callback.single_use and callback.attached:
         raise ValueError(f"callbacks must be made anew for each run, got a {kind} that belongs "
                          "to another one")
-    callback.check(trainer)
+    return callback
 
 # %% ../nbs/06_callbacks.ipynb #cbstate2
 class StatefulCallback(Callback):
