@@ -129,7 +129,7 @@ class SparsityTarget(StatefulCallback):
 @patch
 def check(self:SparsityTarget, trainer):
     "Raise `ValueError` if the weight of the penalty cannot change the sparsity of the code."
-    if trainer.options['sparsity_type'] == 'none':
+    if trainer.penalty.acts_on == 'nothing':
         raise ValueError("sparsity_type must be a penalty where its weight is to be adjusted, "
                          "got 'none'")
     if getattr(trainer.model, 'fixes_l0', False):
@@ -164,11 +164,11 @@ def log_error(self:SparsityTarget, activity:float) -> float:
 
 @patch
 def after_step(self:SparsityTarget, trainer):
-    "Adjust the weight, and the target rate of the KL divergence."
+    "Adjust the weight, and the target rate of a penalty that has one."
     error = self.log_error(self.val_train_ratio * self.running_activity)
     step = self.gain * min(1., max(-1., error))
     trainer.sparsity_weight *= math.exp(step)
-    if trainer.options['sparsity_type'] == 'kl':
+    if trainer.penalty.has_target:
         rate = trainer.target_sparsity * math.exp(-step)
         trainer.target_sparsity = min(0.5, max(1e-6, rate))
 
@@ -278,9 +278,7 @@ def _line_search(
 # %% ../nbs/07_sparsity_control.ipynb #linear02
 def _code_layer(model:BaseSparseAutoencoder) -> Layer:
     "Return the stored last encoder layer: one row and one bias for each latent."
-    return Layer(model.get_parameter(f'encoder_mat_{model.depth}'),
-                 model.get_parameter(f'encoder_bias_{model.depth}'),
-                 getattr(model, f'encoder_norm_{model.depth}', None))
+    return Layer(*(model.stored(f'encoder_{kind}')[-1] for kind in ('mat', 'bias', 'norm')))
 
 def _set_thresholds(model:BaseSparseAutoencoder, latents:Tensor, h:Tensor,
                     deviation:Tensor) -> None:
