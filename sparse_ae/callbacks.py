@@ -132,11 +132,10 @@ def block_early_stopping(
 
 # %% ../nbs/06_callbacks.ipynb #41a74162
 def _metrics_in_history(
-    trainer:Any,    # Trainer whose table `metrics` is read, if it has one
+    trainer:Any,    # Trainer whose table `metrics` is read
 ) -> dict:          # Metrics by name
     "Return the metrics that training measures in each epoch."
-    return {name: metric for name, metric in getattr(trainer, 'metrics', {}).items()
-            if metric.in_history}
+    return {name: metric for name, metric in trainer.metrics.items() if metric.in_history}
 
 def _snapshot(
     model:torch.nn.Module,    # Any module
@@ -168,10 +167,9 @@ class EarlyStopping(StatefulCallback):
         self.restart()
 
     def check(self, trainer):
-        metrics = _metrics_in_history(trainer) or ('l0', 'dead_fraction')
         if not callable(self.monitor): check_choice('monitor', self.monitor, (
             'loss', 'recon_loss', 'sparsity_loss', *(term.name for term in trainer.terms),
-            *metrics))
+            *_metrics_in_history(trainer)))
 
     def restart(self) -> None:
         "Reset the best value, for a quantity whose meaning has changed."
@@ -207,7 +205,7 @@ def after_epoch(self:EarlyStopping, trainer):
         trainer.history['best_epoch'] = trainer.epoch - 1
     if value < self.reference_value - self.min_delta:
         self.reference_value, self.num_bad_epochs = value, 0
-    if self.out_of_patience: trainer.stopped_by = trainer.stopped_by or 'patience'
+    if self.out_of_patience: raise StopTraining('patience')
 
 @patch
 def after_fit(self:EarlyStopping, trainer):

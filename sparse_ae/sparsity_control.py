@@ -164,7 +164,7 @@ def log_error(self:SparsityTarget, activity:float) -> float:
 
 @patch
 def after_step(self:SparsityTarget, trainer):
-    "Adjust the weight, and the target rate of the KL divergence."
+    "Adjust the weight, and the target rate of a penalty that has one."
     error = self.log_error(self.val_train_ratio * self.running_activity)
     step = self.gain * min(1., max(-1., error))
     trainer.sparsity_weight *= math.exp(step)
@@ -278,9 +278,7 @@ def _line_search(
 # %% ../nbs/07_sparsity_control.ipynb #linear02
 def _code_layer(model:BaseSparseAutoencoder) -> Layer:
     "Return the stored last encoder layer: one row and one bias for each latent."
-    return Layer(model.get_parameter(f'encoder_mat_{model.depth}'),
-                 model.get_parameter(f'encoder_bias_{model.depth}'),
-                 getattr(model, f'encoder_norm_{model.depth}', None))
+    return Layer(*(model.stored(f'encoder_{kind}')[-1] for kind in ('mat', 'bias', 'norm')))
 
 def _set_thresholds(model:BaseSparseAutoencoder, latents:Tensor, h:Tensor,
                     deviation:Tensor) -> None:
