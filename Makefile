@@ -37,9 +37,11 @@ notebooks: setup ## execute all notebooks in fresh kernels, in place; export; RE
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/notebooks.py run
 	$(BIN)/python tools/notebooks.py readme
+	$(BIN)/python tools/api.py
 
-export: setup    ## notebooks to modules
+export: setup    ## notebooks to modules, and the list of their names in nbs/reference/api.qmd
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/api.py
 
 readme: setup    ## README.md from the index
 	$(BIN)/python tools/notebooks.py readme

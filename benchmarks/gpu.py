@@ -1,6 +1,6 @@
-"""What a top-k step costs on a GPU, against the dense floor and against the floor of its memory
-traffic, and what one of other libraries costs that are installed; writes gpu.md. It needs a GPU.
-All products are in bfloat16 (autocast), all weights in single precision.
+"""Cost of a top-k step on a GPU, relative to the dense floor and to the floor of its memory
+traffic, also for other installed libraries; writes gpu.md. Needs a GPU. All products are in
+bfloat16 (autocast), all weights in single precision.
 
     python benchmarks/gpu.py
 """
@@ -22,7 +22,7 @@ BATCH, ROUNDS, STEPS, DEVICE = 8192, 5, 10, 'cuda'
 
 
 def floor(input_dim, latent_dim):
-    "The five products of a dense step in bfloat16, into memory that is there."
+    "Function that computes the five products of a dense step in bfloat16, preallocated."
     new = lambda *shape: torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
     x, z, g = new(BATCH, input_dim), new(BATCH, latent_dim), new(BATCH, input_dim)
     W, D = new(latent_dim, input_dim), new(input_dim, latent_dim)
@@ -51,7 +51,7 @@ class Textbook(nn.Module):
 
 
 def textbook(input_dim, latent_dim, k):
-    "A step of the textbook's model in the same formats, fused Adam."
+    "Function that computes a step of the textbook model in the same dtypes, with fused Adam."
     model, x = Textbook(input_dim, latent_dim, k).to(DEVICE), torch.randn(BATCH, input_dim,
                                                                           device=DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
@@ -66,7 +66,7 @@ def textbook(input_dim, latent_dim, k):
 
 
 def autocast(make):
-    "A step of another library, with products in bfloat16."
+    "Function that computes a step of another library under bfloat16 autocast."
     one = make()
     def in_bfloat16():
         with torch.autocast(DEVICE, torch.bfloat16): one()
@@ -82,7 +82,7 @@ def classical_step(compile=False):
 
 
 def textbook_classical():
-    "The same by a straightforward loop, on torch's layers, which encodes twice."
+    "Function that computes the same step with torch layers and a second encoder pass."
     model, x = TextbookClassical().to(DEVICE), data().to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
@@ -97,7 +97,7 @@ def textbook_classical():
 
 
 def milliseconds(functions):
-    "Median time of each, some calls in a row as in training, in turn."
+    "Median time of each function, in alternating series of consecutive calls."
     times = {name: [] for name in functions}
     for number in range(ROUNDS + 1):
         for name, function in functions.items():
@@ -111,17 +111,17 @@ def milliseconds(functions):
 
 
 def bandwidth():
-    "Bytes that a copy moves in a millisecond."
+    "Bytes moved by a copy in a millisecond."
     a = torch.empty(2**28, device=DEVICE)
     b = torch.empty_like(a)
     return 8*len(a) / milliseconds(dict(copy=lambda: b.copy_(a)))['copy']
 
 
 def traffic(input_dim, latent_dim, k):
-    """Bytes that a step moves if each part of it reads and writes what it needs once: matrices in
-    bfloat16 for the product, rows of the entries (four times: decoding, their products, and the
-    sums of two gradients), weights, gradients and Adam's state in single precision. Not counted is
-    the pre-activation, and what a cache spares."""
+    """Bytes moved by a step if each part reads and writes its operands once: matrices in bfloat16
+    for the product, rows of the active entries (four times: decoding, their products, and the sums
+    of two gradients), weights, gradients and Adam's state in single precision. The pre-activation
+    and savings by caches are not counted."""
     rows = 2*BATCH*k*input_dim
     return 2*(BATCH + latent_dim)*input_dim + 4*rows + 2*latent_dim*input_dim*4*8
 
@@ -135,14 +135,14 @@ def table(lines, header):
 
 
 def single_layers(row, sizes, speed):
-    "Steps of single-layer models of one of the sizes."
+    "Measure steps of single-layer models of one size."
     size, least = Size(*sizes[:2], BATCH, sizes[2], DEVICE), traffic(*sizes) / speed
     here = lambda kind, **options: step(kind(size.k), size.input_dim, size.latent_dim, BATCH,
                                         DEVICE, autocast='bfloat16', **options)
     own = {'top-k': partial(here, TopK), 'top-k, compile=True': partial(here, TopK, compile=True),
            'batch-top-k': partial(here, BatchTopK), 'textbook, top-k': partial(textbook, *sizes)}
     others = {name: partial(autocast, make) for name, make in peers(size).items()}
-    for name, make in {**own, **others}.items():  # one at a time: together they may not fit
+    for name, make in {**own, **others}.items():  # one at a time, to fit the memory
         title = f'{name}, {size.input_dim:,} -> {size.latent_dim:,}, k = {size.k}'
         try: ms = milliseconds({'floor': floor(*sizes[:2]), 'step': make()})
         except Exception as error:
@@ -155,15 +155,16 @@ def single_layers(row, sizes, speed):
 
 def main():
     if not torch.cuda.is_available(): sys.exit("benchmarks/gpu.py needs a GPU, found none")
-    lines = ['## How fast on a GPU', '', f'Medians of {ROUNDS} rounds of {STEPS} steps, batch {BATCH:,} '
+    lines = ['## Speed on a GPU', '',
+             f'Medians of {ROUNDS} rounds of {STEPS} steps, batch {BATCH:,} '
              f'({torch.cuda.get_device_name()}, torch {torch.__version__}). '
              'Written by `python benchmarks/gpu.py`.']
-    row = table(lines, ('step', 'ms', '/ dense floor (wanted: 0.45)', '/ traffic floor'))
+    row = table(lines, ('step', 'ms', '/ dense floor (target: 0.45)', '/ traffic floor'))
     speed = bandwidth()
     for sizes in SIZES: single_layers(row, sizes, speed)
     row = table(lines, ('step, 200 -> 125 -> 50, 3,200 rows', 'ms', '/ textbook, encoding twice'))
-    ms = milliseconds({'textbook': textbook_classical(), 'here': classical_step(),
-                       'here, compile=True': classical_step(compile=True)})
+    ms = milliseconds({'textbook': textbook_classical(), 'sparse_ae': classical_step(),
+                       'sparse_ae, compile=True': classical_step(compile=True)})
     for name, value in ms.items(): row(name, f'{value:.2f}', f'{value/ms["textbook"]:.2f}')
     (HERE/'gpu.md').write_text('\n'.join(lines) + '\n')
 

@@ -1,12 +1,11 @@
-"""How good the dictionaries are, beside the textbook's, scikit-learn's and other libraries' on the same
-data and budget; writes quality.md.
+"""Quality of the dictionaries, compared with a textbook implementation, scikit-learn and other
+libraries on the same data and budget; writes quality.md.
 
     python benchmarks/quality.py                  # about fifteen minutes on 2 cores
-    python benchmarks/quality.py dictionary       # one part only; quality.md stays as it is
+    python benchmarks/quality.py dictionary       # one part only; quality.md is not changed
 
-Of the other libraries those are measured that can be imported: dictionary_learning and overcomplete.
-Only their code for sparse autoencoders is, so what they need for language or vision models may be
-missing.
+Other libraries are measured if they can be imported: dictionary_learning and overcomplete. Only
+their sparse autoencoders are imported; dependencies for language or vision models may be missing.
 """
 import importlib.util
 import sys
@@ -24,7 +23,7 @@ from sparse_ae import (SparseAutoencoder, TopK, dictionary, image_patches, match
                        sparse_dictionary, train_sparse_autoencoder_with_early_stopping)
 
 BATCH = 512
-SECONDS = 60   # for scikit-learn, which would take hours for as many samples
+SECONDS = 60   # budget of scikit-learn, which would take hours for as many samples
 
 
 def batches(x, steps, seed):
@@ -37,18 +36,19 @@ def batches(x, steps, seed):
 
 
 def ours(preset, **overrides):
-    "A preset of this library."
+    "Function that trains a preset of this library."
     def train(x, new, latents, k, steps, seed):
         model, training = SparseAutoencoder.from_preset(
             preset, x.shape[1], latents, l0=k, num_epochs=24, steps_per_epoch=round(steps/24),
             **overrides)
-        train_sparse_autoencoder_with_early_stopping(model, x, new, **training, seed=seed, verbose=0)
+        train_sparse_autoencoder_with_early_stopping(model, x, new, **training, seed=seed,
+                                                     verbose=0)
         return lambda some: model.encode(some), model.decode, dictionary(model)
     return train
 
 
 def textbook(x, new, latents, k, steps, seed):
-    "The top-k autoencoder that a tutorial shows: Adam at 1e-3, and nothing else."
+    "Train the top-k autoencoder of common tutorials: Adam at 1e-3, no other measures."
     model = SparseAutoencoder(x.shape[1], latents, hidden_dims=(), decoder_norm=None)
     We, be, Wd, bd = (model.encoder_mat_1, model.encoder_bias_1, model.decoder_mat_1,
                       model.decoder_bias_1)
@@ -67,7 +67,7 @@ def textbook(x, new, latents, k, steps, seed):
 
 
 def scikit_learn(x, new, latents, k, steps, seed):
-    "MiniBatchDictionaryLearning for a given time, codes by orthogonal matching pursuit."
+    "Run MiniBatchDictionaryLearning for a given time; codes by orthogonal matching pursuit."
     mean, start = x.mean(0), time.perf_counter()
     model = MiniBatchDictionaryLearning(latents, alpha=0.5, batch_size=BATCH, random_state=seed,
                                         fit_algorithm='cd', transform_algorithm='omp',
@@ -75,7 +75,7 @@ def scikit_learn(x, new, latents, k, steps, seed):
     for batch in batches(x - mean, steps, seed):
         model.partial_fit(batch.numpy())
         if time.perf_counter() - start > SECONDS: break
-    # its codes have signs: an atom points where they are positive on the whole
+    # its codes are signed: orient each atom so that its code is positive on average
     signs = np.sign(model.transform((x[:2000] - mean).numpy()).sum(0))
     model.components_ *= np.where(signs == 0, 1, signs)[:, None]
     atoms = torch.as_tensor(model.components_, dtype=torch.float32)
@@ -84,7 +84,7 @@ def scikit_learn(x, new, latents, k, steps, seed):
 
 
 def bare(name):
-    "Make a package importable without what its `__init__` imports; is it installed?"
+    "Make a package importable without running its `__init__`; return whether it is installed."
     if name in sys.modules: return True
     spec = importlib.util.find_spec(name)
     if spec is None: return False
@@ -94,7 +94,7 @@ def bare(name):
 
 
 def dictionary_learning(kind):
-    "A trainer of the library dictionary_learning, with its defaults."
+    "Function that trains with the library dictionary_learning and its defaults."
     def train(x, new, latents, k, steps, seed):
         from dictionary_learning.trainers import batch_top_k, top_k
         trainer = {'top-k': top_k.TopKTrainer, 'batch-top-k': batch_top_k.BatchTopKTrainer}[kind](
@@ -107,7 +107,7 @@ def dictionary_learning(kind):
 
 
 def overcomplete(x, new, latents, k, steps, seed):
-    "TopKSAE of the library overcomplete, trained by its loop, Adam at 1e-3."
+    "Train TopKSAE of the library overcomplete with its loop, Adam at 1e-3."
     from overcomplete.sae import TopKSAE, train_sae
     model = TopKSAE(x.shape[1], nb_concepts=latents, top_k=k)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), BATCH, shuffle=True)
@@ -118,7 +118,7 @@ def overcomplete(x, new, latents, k, steps, seed):
 
 
 def contenders(k):
-    "All that can be run here, by name, for a code of `k` active latents."
+    "Methods that can be run, by name, for a code of `k` active latents."
     found = {'sparse_ae, topk': ours('topk'), 'sparse_ae, batch_topk': ours('batch_topk'),
              'sparse_ae, lista': ours('lista'),
              'sparse_ae, lista with top-k': ours('lista', activation=TopK(k)),
@@ -132,7 +132,7 @@ def contenders(k):
 
 
 def measure(problem, x, new, latents, k, samples, rounds, true=None):
-    "A row for each contender: means over the seeds."
+    "Rows of means over the seeds, one per method."
     deviation = (x - x.mean(0)).square().mean().sqrt()
     x, new, rows, steps = x / deviation, new / deviation, [], samples // BATCH
     for name, train in contenders(k).items():
@@ -168,7 +168,7 @@ def patches(rounds):
 PARTS = dict(dictionary=known_dictionary, patches=patches)
 
 if __name__ == '__main__':
-    run(__doc__, PARTS, 'How good the dictionaries are',
-        'Means over seeds, on data that training has not seen; scikit-learn with one seed and '
+    run(__doc__, PARTS, 'Quality of the dictionaries',
+        'Means over seeds, on held-out data; scikit-learn with one seed and '
         f'{SECONDS} seconds', Path(__file__).with_suffix('.md'), rounds=1,
         header=('data', 'method', 'MCC', 'explained variance', 'L0', 'dead latents (%)'))

@@ -1,7 +1,7 @@
-"""What a step costs against the matrix products that a dense one cannot avoid; writes RESULTS.md.
+"""Cost of a step relative to the matrix products of a dense step; writes RESULTS.md.
 
     python benchmarks/speed.py            # about seven minutes on 2 cores
-    python benchmarks/speed.py steps      # one part only; RESULTS.md stays as it is
+    python benchmarks/speed.py steps      # one part only; RESULTS.md is not changed
 """
 import os
 import statistics
@@ -34,7 +34,7 @@ def rows(n, features, seed=0):
 
 
 def floor(input_dim=INPUT, latent_dim=LATENT, batch=BATCH):
-    "The five products of a dense step, into memory that is there: the dense floor, as a function."
+    "Function that computes the dense floor: the five products of a dense step, preallocated."
     x, z, g = rows(batch, input_dim), rows(batch, latent_dim, 1), rows(batch, input_dim, 2)
     W, D = rows(latent_dim, input_dim, 3), rows(input_dim, latent_dim, 4)
     code, reconstruction, of_W, of_D = (torch.empty_like(t) for t in (z, x, W, D))
@@ -69,7 +69,7 @@ def whole_step(t, x):
 
 
 class Textbook(nn.Module):
-    "What papers' code does: linear layers, `topk` and `scatter` for a code of k latents."
+    "Typical code of papers: linear layers, `topk` and `scatter` for a code of k active latents."
     def __init__(self, k):
         super().__init__()
         self.encoder, self.decoder = nn.Linear(INPUT, LATENT), nn.Linear(LATENT, INPUT)
@@ -84,7 +84,7 @@ class Textbook(nn.Module):
 
 
 def textbook(activation=None):
-    "A step of the textbook's autoencoder, normalised by the textbook, as a function."
+    "Function that computes a step of the textbook autoencoder, with its normalisation."
     torch.manual_seed(0)
     k = activation and activation.k
     model, x = Textbook(k), rows(BATCH, INPUT)
@@ -102,7 +102,7 @@ def textbook(activation=None):
 
 
 class Size(NamedTuple):
-    "Of a step: shapes, active latents, and where it is computed."
+    "Shapes, number of active latents and device of a step."
     input_dim:int = INPUT
     latent_dim:int = LATENT
     batch:int = BATCH
@@ -113,7 +113,7 @@ class Size(NamedTuple):
 
 
 def dictionary_learning(kind, size):
-    "A step of the library dictionary_learning, as a function."
+    "Function that computes a step of the library dictionary_learning."
     from dictionary_learning.trainers import batch_top_k, top_k
     cls = {'top-k': top_k.TopKTrainer, 'batch-top-k': batch_top_k.BatchTopKTrainer}[kind]
     made, x = cls(steps=10**6, activation_dim=size.input_dim, dict_size=size.latent_dim, k=size.k,
@@ -122,7 +122,7 @@ def dictionary_learning(kind, size):
 
 
 def overcomplete(size):
-    "A step of the library overcomplete, Adam, as a function."
+    "Function that computes a step of the library overcomplete, with Adam."
     from overcomplete.sae import TopKSAE
     model = TopKSAE(size.input_dim, nb_concepts=size.latent_dim, top_k=size.k, device=size.device)
     optimizer, x = torch.optim.Adam(model.parameters(), 1e-4), size.rows()
@@ -135,11 +135,12 @@ def overcomplete(size):
 
 
 def sparsify(size):
-    "A step of the library sparsify (eai-sparsify), Adam, as a function."
+    "Function that computes a step of the library sparsify (eai-sparsify), with Adam."
     if size.device == 'cpu': os.environ['SPARSIFY_DISABLE_TRITON'] = '1'
-    for name, need in {'transformers': 'PreTrainedModel', 'accelerate.utils': 'send_to_device'}.items():
+    needs = {'transformers': 'PreTrainedModel', 'accelerate.utils': 'send_to_device'}
+    for name, need in needs.items():
         package = name.partition('.')[0]
-        if find_spec(package) is None:  # its functions for language models cannot be used then
+        if find_spec(package) is None:  # only its functions for language models need it
             for part in (package, name):
                 sys.modules[part] = types.ModuleType(part)
                 setattr(sys.modules[part], need, object)
@@ -159,7 +160,7 @@ def sparsify(size):
 
 
 def saelens(kind, size):
-    "A step of the library SAELens (sae-lens), as a function."
+    "Function that computes a step of the library SAELens (sae-lens)."
     import sae_lens as lens
     made = {'top-k': (lens.TopKTrainingSAE, lens.TopKTrainingSAEConfig),
             'batch-top-k': (lens.BatchTopKTrainingSAE, lens.BatchTopKTrainingSAEConfig)}
@@ -172,7 +173,7 @@ def saelens(kind, size):
 
 
 def peers(size=Size(), kinds=('top-k', 'batch-top-k')):
-    "What makes steps of the libraries that can be imported, by name."
+    "Constructors of steps, by name, for the libraries that can be imported."
     found = {}
     if bare('dictionary_learning'):
         for kind in kinds:
@@ -185,7 +186,7 @@ def peers(size=Size(), kinds=('top-k', 'batch-top-k')):
 
 
 def steps(rounds):
-    "Steps of training over the dense floor."
+    "Training steps relative to the dense floor."
     here = {'dense, ReLU + L1': step('relu', sparsity_type='l1', sparsity_weight=0.01),
             f'top-k, k = {K}': step(TopK(K)), f'batch-top-k, k = {K}': step(BatchTopK(K))}
     reach = dict(zip(here, ('at most 1.12', 'at most 0.55', 'at most 0.55')))
@@ -203,7 +204,7 @@ from torch.profiler import profile
 from speed import step, textbook, rows, TopK, INPUT, K, BATCH, LATENT
 one, x = dict(here=step, textbook=textbook)[sys.argv[2]](TopK(K)), rows(BATCH, INPUT)
 def kilobytes(name): return int(re.search(name + r':\s*(\d+)', open('/proc/self/status').read())[1])
-one(x[:2]), one(x[:2])   # the optimiser has its state now
+one(x[:2]), one(x[:2])   # creates the state of the optimiser
 gc.collect()
 ctypes.CDLL(None).malloc_trim(0)
 before = kilobytes('VmRSS')
@@ -231,14 +232,16 @@ def memory(rounds):
     for which, reach in (('here', 'at most 1.5'), ('textbook', '')):
         kept, tensors = peaks(which)
         given_back, _ = peaks(which, MALLOC_MMAP_THRESHOLD_='262144')
-        found += [(f'peak memory of a top-k step, {which}: tensors, in dense codes', tensors, reach),
-                  ('- the whole process, where malloc gives back what is freed', given_back, reach),
-                  ('- the whole process, where it keeps some, as by default', kept, '')]
+        name = dict(here='sparse_ae').get(which, which)
+        found += [(f'peak memory of a top-k step, {name}: tensors, in units of a dense code',
+                   tensors, reach),
+                  ('- whole process, with freed memory returned by malloc', given_back, reach),
+                  ('- whole process, with the default malloc', kept, '')]
     return found
 
 
 def inference(rounds):
-    "Encode and decode without gradients, k = 32, against two products of dense matrices."
+    "Encoding and decoding without gradients, k = 32, relative to two dense products."
     torch.manual_seed(0)
     models = {norm: SparseAutoencoder(INPUT, LATENT, hidden_dims=(), activation=TopK(K),
                                       decoder_norm=norm).eval() for norm in ('atom', None)}
@@ -254,7 +257,8 @@ def inference(rounds):
             'decoder not normalised': lambda: models[None](x)}
     reach, found = {'decoder normalised': 'at most 0.75'}, []
     with torch.no_grad():
-        for functions in (here, {'textbook': lambda: book(x)}):  # whose memory goes back to the system
+        # separately, since the memory of the textbook is returned to the system
+        for functions in (here, {'textbook': lambda: book(x)}):
             times = interleaved({'products': products, **functions}, 20*rounds)
             found += [(f'encode + decode, k = 32, {name} / two dense products',
                        ratio(times, name, 'products'), reach.get(name, '')) for name in functions]
@@ -262,7 +266,7 @@ def inference(rounds):
 
 
 def bfloat16(rounds):
-    "Products in bfloat16 (autocast): steps over the floor in single precision; a training in each."
+    "Steps in bfloat16 relative to the float32 floor, and the quality of a training in each."
     steps = {'dense, ReLU + L1': step('relu', sparsity_type='l1', sparsity_weight=0.01,
                                       autocast='bfloat16'),
              f'top-k, k = {K}': step(TopK(K), autocast='bfloat16')}
@@ -276,13 +280,13 @@ def bfloat16(rounds):
                                   decoder_norm='atom')
         Trainer(model, x, val, 10, 1e-3, 10, sparsity_type='none', batch_size=512, seed=0,
                 verbose=0, autocast=precision).fit()
-        found.append((f'explained variance, photographs, 8 of 512, {precision or "single precision"}',
-                      evaluate_sparse_autoencoder(model, val)['explained_variance'], ''))
+        name = f'explained variance, photographs, 8 of 512, {precision or "single precision"}'
+        found.append((name, evaluate_sparse_autoencoder(model, val)['explained_variance'], ''))
     return found
 
 
 class TextbookClassical(nn.Module):
-    "200 -> 125 -> 50 and back, of torch's layers."
+    "Autoencoder 200 -> 125 -> 50 from torch layers."
     def __init__(self):
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(200, 125), nn.ReLU(), nn.Linear(125, 50), nn.ReLU())
@@ -297,7 +301,7 @@ class TextbookClassical(nn.Module):
 
 
 def encoding_twice(model, epochs):
-    "The straightforward loop: the penalty's code from a pass of its own, in both passes."
+    "Function that trains with a second encoder pass for the penalty, also in validation."
     x, val = data(), data(256, seed=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     def loss(x): return F.mse_loss(model(x), x) + 0.1*model.encode(x).abs().mean()
@@ -312,14 +316,14 @@ def encoding_twice(model, epochs):
 
 
 def classical_epoch(rounds):
-    "An epoch of 200 -> 125 -> 50 on all 3,200 rows, validation included."
+    "An epoch of 200 -> 125 -> 50 on all 3,200 rows, including validation."
     torch.manual_seed(0)
     times = interleaved({'here': trainer(100, batch_size=3200),
                          'textbook': encoding_twice(TextbookClassical(), 100),
                          'same model': encoding_twice(classical(), 100)}, rounds)
     name = 'epoch, 200 -> 125 -> 50, full batch / encoding twice'
-    return [(f"{name}, the textbook's layers", ratio(times, 'here', 'textbook'), 'at most 0.70'),
-            (f'{name}, the same model', ratio(times, 'here', 'same model'), 'at most 0.70')]
+    return [(f'{name}, textbook layers', ratio(times, 'here', 'textbook'), 'at most 0.70'),
+            (f'{name}, same model', ratio(times, 'here', 'same model'), 'at most 0.70')]
 
 
 def after_encoding(latent_dim, batch, k):
@@ -348,7 +352,7 @@ print(statistics.median(b / a for a, b in zip(*times.values())))
 
 
 def growth(rounds):
-    "How a top-k step grows with the number of latents, with k and with the batch."
+    "Growth of a top-k step with the number of latents, k and the batch size."
     found, first = [], None
     for latent_dim, k, batch in ((1024, 32, 2048), (3072, 32, 2048), (8192, 32, 2048),
                                  (16384, 32, 2048), (65536, 32, 2048), (3072, 8, 2048),
@@ -361,12 +365,13 @@ def growth(rounds):
         first = first or rest
         name = f'latent_dim {latent_dim:,}, k {k}, batch {batch:,}'
         found += [(f'step / dense floor, {name}', ratio(times, 'step', 'floor'), ''),
-                  ('- decoding and gradients, against those at 1,024, 32, 2,048', rest / first, '')]
+                  ('- decoding and gradients, relative to those at 1,024, 32, 2,048', rest / first,
+                   '')]
         if latent_dim == 65536:
             env = dict(MALLOC_MMAP_MAX_='0', MALLOC_TRIM_THRESHOLD_='4000000000')
             kept = subprocess.run([sys.executable, '-c', KEPT, str(HERE), str(rounds)], check=True,
                                   capture_output=True, text=True, env={**os.environ, **env}).stdout
-            found.append(('- the same, where malloc keeps what is freed', float(kept), ''))
+            found.append(('- the same, with freed memory kept by malloc', float(kept), ''))
     return found
 
 
@@ -374,5 +379,5 @@ PARTS = dict(steps=steps, bfloat16=bfloat16, memory=memory, inference=inference,
              classical=classical_epoch, growth=growth)
 
 if __name__ == '__main__':
-    run(__doc__, PARTS, 'How fast', 'Medians of ratios within a round',
+    run(__doc__, PARTS, 'Speed', 'Medians of ratios within a round',
         HERE/'RESULTS.md', rounds=11)

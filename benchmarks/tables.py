@@ -1,4 +1,4 @@
-"What the benchmarks share: parts that give rows, and the file that these are written into."
+"Shared by the benchmarks: run parts that return rows, and write the rows to a page."
 import argparse
 import multiprocessing
 import platform
@@ -9,13 +9,13 @@ import torch
 
 
 def run(
-    doc,      # Of the benchmark, shown by `--help`
-    parts,    # Functions of the number of rounds, by name, that give rows of words and figures
-    title,    # Of the page
-    intro,    # What the figures are, in words
-    page,     # `Path` of the page
-    rounds,   # Where `--rounds` is not given
-    header=('what', 'figure', 'wanted'),  # Of the table
+    doc,      # Docstring of the benchmark, shown by `--help`
+    parts,    # Functions by name: number of rounds -> rows of words and figures
+    title,    # Title of the page
+    intro,    # Description of the figures
+    page,     # Path of the page
+    rounds,   # Default of `--rounds`
+    header=('measurement', 'figure', 'target'),  # Columns of the table
 ):
     "Measure the parts, print a table, and write the page if all were measured."
     parser = argparse.ArgumentParser(description=doc,
@@ -24,12 +24,12 @@ def run(
     parser.add_argument('--rounds', type=int, default=rounds)
     args = parser.parse_args()
     rows = []
-    # each in a fresh process, which has nothing of the others in its memory
+    # a fresh process for each part, so that no part sees the memory of another
     with multiprocessing.get_context('spawn').Pool(1, maxtasksperchild=1) as pool:
         for name, part in parts.items():
             if args.part in (None, name): rows += pool.apply(part, (args.rounds,))
     cell = lambda value: (value if isinstance(value, str) else
-                          '' if value != value else f'{value:.3f}')  # NaN: there is none
+                          '' if value != value else f'{value:.3f}')  # NaN: not measured
     lines = [f"| {' | '.join(header)} |", '|' + '---|'*len(header),
              *(f"| {' | '.join(map(cell, row))} |" for row in rows)]
     print('\n'.join(lines))

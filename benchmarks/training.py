@@ -1,7 +1,7 @@
-"""What training costs, as ratios of times measured in turn in one run; writes training.md.
+"""Cost of training, as ratios of times measured alternately in one run; writes training.md.
 
     python benchmarks/training.py            # about six minutes on 2 cores
-    python benchmarks/training.py sweep      # one part only; training.md stays as it is
+    python benchmarks/training.py sweep      # one part only; training.md is not changed
 """
 import io
 import os
@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def interleaved(functions, rounds):
-    "Seconds of each function in each round, called in turn, every second round backwards."
+    "Seconds of each function in each round, called alternately, odd rounds in reverse order."
     times = {name: [] for name in functions}
     for number in range(rounds + 1):
         for name, function in list(functions.items())[::-1 if number % 2 else 1]:
@@ -55,20 +55,20 @@ def classical(features=200):
 
 
 def trainer(epochs, x=None, val=None, **options):
-    "A function that trains the classical model for so many epochs."
+    "Function that trains the classical model for the given number of epochs."
     x, val = data() if x is None else x, data(256, seed=1) if val is None else val
     options = dict(verbose=0, seed=0, sparsity_type='l1', revive=None) | options
     return lambda: Trainer(classical(), x, val, epochs, 1e-3, epochs, **options).fit()
 
 
 def penalties(rounds):
-    "Each penalty over the plain autoencoder, 200 -> 125 -> 50, one step on all 3,200 rows."
+    "Each penalty relative to no penalty, 200 -> 125 -> 50, steps on all 3,200 rows."
     fits = {name: trainer(10, batch_size=3200, sparsity_type=name, sparsity_warmup=0)
             for name in ('none', 'l1', 'kl', 'hoyer')}
     twice = classical()
 
     def encode_twice():
-        "What it costs to compute the code of the penalty in a pass of its own."
+        "Train with a second encoder pass for the penalty."
         optimizer, x = torch.optim.Adam(twice.parameters(), lr=1e-3, fused=True), data()
         for _ in range(10):
             loss = F.mse_loss(twice(x), x) + 0.1*twice.encode(x).abs().mean()
@@ -84,7 +84,7 @@ def penalties(rounds):
 
 
 def textbook(epochs):
-    "The loop of the tutorials: a DataLoader over a TensorDataset, Adam, losses by item()."
+    "Train by the loop of common tutorials: DataLoader, TensorDataset, Adam, item()."
     model, x, val = classical(), data(), data(256, seed=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     train_loader = DataLoader(TensorDataset(x), batch_size=256, shuffle=True)
@@ -111,7 +111,7 @@ def textbook(epochs):
 def loops(rounds):
     "An epoch at batch 256 against the textbook loop on the same model."
     seconds = interleaved({'textbook': lambda: textbook(10), 'here': trainer(10)}, rounds)
-    return [('textbook DataLoader loop / here, an epoch at batch 256',
+    return [('textbook DataLoader loop / Trainer, an epoch at batch 256',
              ratio(seconds, 'textbook', 'here'), 'at least 1.4')]
 
 
@@ -120,7 +120,8 @@ def bare(epochs, batch_size):
     t = Trainer(classical(), data(), data(256, seed=1), epochs, 1e-3, epochs, sparsity_type='l1',
                 batch_size=batch_size, seed=0, verbose=0, revive=None)
     t.start()
-    t.model.assume_unit_norm()
+    unit_norm = hold_unit_norm(t.model)
+    unit_norm.__enter__()  # until the function returns
     penalty = training.lighter(t.model.activation, t.penalty)
 
     def loss(x):
@@ -137,8 +138,8 @@ def bare(epochs, batch_size):
 
 
 def bookkeeping(rounds):
-    """Checkpoints, log, progress bar, losses and L0 for the history: their time within a run over
-    the rest of it, and whole runs over bare steps (which scatters more)."""
+    """Checkpoints, log, progress bar, losses and L0 of the history: their time in a run relative to
+    the rest of it, and whole runs relative to bare steps (which varies more)."""
     rows, sizes = [], {'batch 256': (256, 100), 'full batch of 3,200': (3200, 200)}
     events = [(kind, name) for kind in (Checkpoint, LogFile, ProgressBar)
               for name in EVENTS if name in vars(kind)]
@@ -170,7 +171,7 @@ def bookkeeping(rounds):
                     spent, start = 0., time.perf_counter()
                     everything(size, epochs)
                     within.append(spent / (time.perf_counter() - start - spent))
-            rows.append((f'time in bookkeeping / the rest, {name}',
+            rows.append((f'time of bookkeeping / everything else, {name}',
                          statistics.median(within), 'under 0.03'))
             seconds = interleaved({'bare': lambda: bare(epochs, size),
                                    'all': lambda: everything(size, epochs)}, rounds)
@@ -180,7 +181,7 @@ def bookkeeping(rounds):
 
 
 def products(features, size, members):
-    "The matrix products of a step of so many stacked models, as a function."
+    "Function that computes the matrix products of a step of stacked models."
     widths = [(features, (features + 50) // 2), ((features + 50) // 2, 50)]
     shapes = [*widths, *((out, fan_in) for fan_in, out in reversed(widths))]
     layers = [[torch.rand(members, *shape) for shape in
@@ -194,7 +195,7 @@ def products(features, size, members):
 
 
 def sweeps(rounds):
-    "Ten members, trained together, over one alone; and what of it no method can avoid."
+    "Ten members trained together relative to one, and their unavoidable matrix products."
     rows = []
     for features, size, epochs in ((64, 256, 30), (200, 64, 10), (200, 256, 10), (200, 3200, 10)):
         name = f'{features} -> {(features + 50) // 2} -> 50, batch {size:,}'
@@ -209,7 +210,7 @@ def sweeps(rounds):
         functions['products'] = lambda: [step() for _ in range(steps)]
         seconds = interleaved(functions, rounds)
         rows += [(f'sweep of ten / one, {name}', ratio(seconds, 'ten', 'one'), 'at most 4'),
-                 ('- of which the matrix products of ten', ratio(seconds, 'products', 'one'), '')]
+                 ('- matrix products of ten / one', ratio(seconds, 'products', 'one'), '')]
     return rows
 
 
@@ -228,12 +229,12 @@ print(peak() - start)
 
 
 def memory(rounds):
-    "Peak memory of a step above what was there before, 24 layers each way, with checkpointing."
+    "Additional peak memory of a step, 24 layers each way, with and without checkpointing."
     def peak(on, **env):
         out = subprocess.run([sys.executable, '-c', MEMORY, str(on)], capture_output=True,
                              text=True, check=True, env={**os.environ, **env})
         return int(out.stdout)
-    given_back = dict(MALLOC_MMAP_THRESHOLD_='262144')  # glibc keeps what is freed, by default
+    given_back = dict(MALLOC_MMAP_THRESHOLD_='262144')  # by default glibc keeps freed memory
     torch.manual_seed(0)
     models = {on: SparseAutoencoder(512, 512, hidden_dims=(512,)*23, gradient_checkpointing=on)
               for on in (False, True)}
@@ -242,13 +243,13 @@ def memory(rounds):
                            for on in models}, rounds)
     return [('gradient checkpointing: peak memory of a step, with / without, 24 + 24 layers',
              peak(True, **given_back) / peak(False, **given_back), ''),
-            ('- where malloc keeps what is freed, as by default', peak(True) / peak(False), ''),
+            ('- the same, with the default malloc', peak(True) / peak(False), ''),
             ('gradient checkpointing: time of a step, with / without', ratio(seconds, True, False),
              '')]
 
 
 def memory_map(rounds):
-    "A memory map read in shuffled blocks, its pages not in memory, against rows in memory."
+    "An epoch from a memory map that is not cached, relative to one from memory."
     with tempfile.TemporaryDirectory() as folder:
         path, n = f'{folder}/rows.npy', 600_000  # 480 MB: two buffers
         rows = np.lib.format.open_memmap(path, 'w+', np.float32, (n, 200))
@@ -258,14 +259,14 @@ def memory_map(rounds):
         del rows
 
         def cold():
-            "Training from the file, after the system has forgotten its pages."
+            "Train from the file after dropping it from the page cache."
             with open(path, 'rb') as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             trainer(1, np.load(path, mmap_mode='r'), batch_size=1024)()
 
         seconds = interleaved({'memory': trainer(1, x, batch_size=1024), 'file': cold},
                               max(1, rounds // 3))
-    return [('epoch from a memory map of 480 MB, not in memory / from memory',
+    return [('epoch from a memory map of 480 MB, not in the page cache / from memory',
              ratio(seconds, 'file', 'memory'), '')]
 
 
@@ -274,5 +275,5 @@ PARTS = dict(penalties=penalties, loops=loops, bookkeeping=bookkeeping, sweep=sw
 
 
 if __name__ == '__main__':
-    run(__doc__, PARTS, 'What training costs', 'Medians of ratios within a round',
+    run(__doc__, PARTS, 'Cost of training', 'Medians of ratios within a round',
         HERE/'training.md', rounds=9)

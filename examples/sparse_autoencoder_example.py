@@ -1,6 +1,6 @@
-"""Sparse autoencoders on handwritten digits, in five parts; each is also a function.
+"""Sparse autoencoders on handwritten digits, in five parts, each of them a function.
 
-    python examples/sparse_autoencoder_example.py        (pictures go to runs/example)
+    python examples/sparse_autoencoder_example.py        (writes figures to runs/example)
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ COLUMNS = {'explained_variance': 'explained variance', 'l0': 'L0',
 
 def fit(cls: type = SparseAutoencoder, num_epochs: int = 100, verbose: int = 0,
         **kwargs) -> tuple[torch.nn.Module, dict, dict]:
-    "A model trained on the digits, its history, and its results on the held-out digits."
+    "Train a model on the digits; return it, its history and its results on held-out digits."
     train_data, val_data = train_val_split(digits())
     torch.manual_seed(0)
     model = cls(train_data.shape[1], LATENTS)
@@ -32,14 +32,14 @@ def fit(cls: type = SparseAutoencoder, num_epochs: int = 100, verbose: int = 0,
 
 
 def print_table(rows: dict[str, dict]) -> None:
-    "One line of figures for each named result."
+    "Print one line of metrics per named result."
     print(f'{"":24}' + ''.join(f'{title:>20}' for title in COLUMNS.values()))
     for name, results in rows.items():
         print(f'{name:24}' + ''.join(f'{results[key]:20.3f}' for key in COLUMNS))
 
 
 def basic_training(folder: Path, num_epochs: int = 100) -> dict:
-    "Train with the default penalty, and draw the history and the analysis."
+    "Train with the default penalty; plot the history and the analysis."
     _, history, results = fit(num_epochs=num_epochs, verbose=1, sparsity_type='kl',
                               sparsity_weight=0.1, target_sparsity=0.05)
     plot_sparse_training_history(history, folder/'training_history.png')
@@ -49,7 +49,7 @@ def basic_training(folder: Path, num_epochs: int = 100) -> dict:
 
 
 def compare_penalties(num_epochs: int = 100) -> dict[str, dict]:
-    "L1, KL and Hoyer, each at the weight that one tries first."
+    "Compare L1, KL and Hoyer, each at a typical first weight."
     weights = {'l1': 0.01, 'kl': 0.1, 'hoyer': 1.0}
     rows = {}
     for name, weight in tqdm(weights.items(), desc='penalties', unit='model'):
@@ -60,7 +60,7 @@ def compare_penalties(num_epochs: int = 100) -> dict[str, dict]:
 
 
 def compare_tied(num_epochs: int = 100) -> dict[str, dict]:
-    "Untied and tied weights: half the weights, at what price?"
+    "Compare untied and tied weights; a tied model has half the weights."
     rows = {}
     for name, cls in tqdm({'untied': SparseAutoencoder,
                            'tied': TiedWeightSparseAutoencoder}.items(),
@@ -73,7 +73,7 @@ def compare_tied(num_epochs: int = 100) -> dict[str, dict]:
 
 def effect_of_sparsity_weight(folder: Path, weights: Sequence[float] = (0, 0.05, 0.1, 0.5, 1.0),
                               num_epochs: int = 100) -> dict[float, dict]:
-    "The weight trades the error for sparsity: five models in one pass, a table and a plot."
+    "Train five sparsity weights in one sweep; print a table and plot error and activation."
     train_data, val_data = train_val_split(digits())
     runs = sweep(lambda: SparseAutoencoder(64, LATENTS), train_data, val_data,
                  dict(sparsity_weight=weights), num_epochs=num_epochs, learning_rate=3e-3,
@@ -94,16 +94,17 @@ def effect_of_sparsity_weight(folder: Path, weights: Sequence[float] = (0, 0.05,
     return rows
 
 
-def ask_for_l0(wanted: Sequence[float] = (4, 8, 16), num_epochs: int = 100) -> dict[float, dict]:
-    "Ask for a number of active latents, and let training find the weight."
+def effect_of_target_l0(targets: Sequence[float] = (4, 8, 16),
+                        num_epochs: int = 100) -> dict[float, dict]:
+    "Train with target numbers of active latents; training adjusts the weight."
     rows = {l0: fit(num_epochs=num_epochs, sparsity_type='l1', target_l0=l0)[2]
-            for l0 in tqdm(wanted, desc='targets', unit='model')}
+            for l0 in tqdm(targets, desc='targets', unit='model')}
     print_table({f'l1, target_l0={l0}': results for l0, results in rows.items()})
     return rows
 
 
 def main(folder: Path = Path('runs/example')) -> None:
-    "All five parts, in order."
+    "Run all five parts in order."
     print('1. Basic training')
     basic_training(folder)
     print('\n2. Three penalties')
@@ -112,9 +113,9 @@ def main(folder: Path = Path('runs/example')) -> None:
     compare_tied()
     print('\n4. The effect of the sparsity weight')
     effect_of_sparsity_weight(folder)
-    print('\n5. Ask for an L0')
-    ask_for_l0()
-    print(f'\nPictures: {folder}')
+    print('\n5. A target L0')
+    effect_of_target_l0()
+    print(f'\nFigures: {folder}')
 
 
 if __name__ == '__main__': main()

@@ -20,4 +20,5 @@ from .sparsity_control import AnnealedPNorm, AuxiliaryLoss, Resample
 from .training import Trainer, TrainingDiverged, train_sparse_autoencoder_with_early_stopping
 from . import io, presets  # give the models save_pretrained, from_pretrained and from_preset
 from .sweeps import plot_sweep, sweep
+from .engines import step_engines, cuda_graphs, stacked  # register themselves
 from .lab.widgets import FeatureExplorer, LossPlayground, TrainingDashboard, compare_runs

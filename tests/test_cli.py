@@ -1,4 +1,4 @@
-"The commands, as a user types them, and the example."
+"The commands, run as shell commands, and the example."
 import importlib.util
 import json
 import re
@@ -60,7 +60,7 @@ def test_train_on_a_matrix(script, tmp_path):
             and 0 < results['explained_variance'] < 1)
 
 
-def test_report_escapes_what_comes_from_outside(script, tmp_path):
+def test_the_report_escapes_file_names(script, tmp_path):
     name = '<script>alert(1)</script>.npy'.replace('/', '_')
     np.save(tmp_path/name, np.random.default_rng(0).random((50, 6)))
     done = shell(script('sparse_ae_train'), name, '--num_epochs', 1, cwd=tmp_path)
@@ -105,7 +105,7 @@ def test_a_mistake_is_one_clear_line(arguments, script, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_longer_run_goes_on_where_the_shorter_ended(script, tmp_path):
+def test_a_longer_run_resumes_from_a_shorter_one(script, tmp_path):
     np.save(tmp_path/'data.npy', np.random.default_rng(0).random((60, 6)))
     def history(out, *options):
         done = shell(script('sparse_ae_train'), 'data.npy', '--out', out, '--verbose', 0,
@@ -138,6 +138,6 @@ def test_example_parts(tmp_path, capsys):
     assert len(example.compare_penalties(2)) == 3 and len(example.compare_tied(2)) == 2
     assert (list(example.effect_of_sparsity_weight(tmp_path/'new', num_epochs=2))
             == [0, 0.05, 0.1, 0.5, 1.0])
-    assert len(example.ask_for_l0(num_epochs=2)) == 3
+    assert len(example.effect_of_target_l0(num_epochs=2)) == 3
     assert ({p.name for p in (tmp_path/'new').iterdir()}
             == {'training_history.png', 'analysis.png', 'sparsity_weight.png'})

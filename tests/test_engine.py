@@ -199,10 +199,9 @@ def test_an_optimiser_that_a_callback_puts_in_place(split):
 def test_holding_the_norm_while_it_is_held(split):
     model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
     model.normalize_decoder_weights()
-    release = model.assume_unit_norm()
-    fit(model, *split, 1, 1e-3, 1, sparsity_type='none', verbose=0)
-    assert model.assumes_unit_norm
-    release()
+    with model.assume_unit_norm():
+        fit(model, *split, 1, 1e-3, 1, sparsity_type='none', verbose=0)
+        assert model.assumes_unit_norm
     assert not model.assumes_unit_norm
 
 
@@ -360,8 +359,8 @@ def test_checkpoints_by_default_are_rare_where_they_are_dear(split, tmp_path):
         def after_epoch(self, trainer):
             checkpoint = trainer.callbacks[-1]
             if checkpoint.path.exists(): epochs.append(read_state(checkpoint.path)['epoch'])
-            if trainer.epoch > 1: checkpoint.last -= 11  # as if so many seconds had gone by
-            if trainer.epoch == 4: checkpoint.cost = 1e6  # seconds
+            if trainer.epoch > 1: checkpoint.last_written -= 11  # as if 11 seconds had passed
+            if trainer.epoch == 4: checkpoint.write_seconds = 1e6  # seconds
     fit(SparseAutoencoder(64, 20), *split, 6, 1e-3, 9, verbose=0, checkpoint_dir=tmp_path,
         callbacks=[Dear()])
     assert epochs == [2, 3, 3, 3]  # none before ten seconds, and none once they are dear

@@ -1,5 +1,6 @@
 "On a GPU: what a CPU gives, wherever the data are. Without one all of this is skipped."
 import copy
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -11,11 +12,11 @@ from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder
                        evaluate_sparse_autoencoder, sweep,
                        train_sparse_autoencoder_with_early_stopping, training)
 from sparse_ae.callbacks import Callback
-from sparse_ae.models import BaseSparseAutoencoder
 from sparse_ae.sparsity_control import Resample
 from sparse_ae.training import Trainer, TrainingDiverged, _Graph
-from sparse_ae.engines.sparse_codes import top_k, top_k_flat
-from sparse_ae.engines.triton_kernels import mean_squared_error
+from sparse_ae.engines.dense import count_active, hold_unit_norm, normalize_decoder
+from sparse_ae.engines.sparse_codes import decode_sparse, encode_sparse, top_k, top_k_flat
+from sparse_ae.engines.triton_kernels import COPIES, mean_squared_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 X = digits()
@@ -36,60 +37,64 @@ def single(cls=SparseAutoencoder, activation=TopK, **options):
 @pytest.mark.parametrize('shape, k', [((50, 1003), 7), ((50, 1003), 1), ((20, 64), 60), ((9, 9), 9),
                                       ((4, 70_000), 64), ((3, 5, 2048), 300)])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_the_largest_of_rows(shape, k, dtype):
+def test_top_k_of_rows(shape, k, dtype):
     torch.manual_seed(0)
     u = torch.randn(shape, dtype=dtype, device='cuda')
     for u in (u, u.round(), u - 2, torch.ones_like(u), u.where(u < 2.9, torch.nan)):
-        values, places = top_k(u, k)
-        found = values.nan_to_num(torch.inf).relu().sort(descending=True).values
-        assert torch.equal(found, u.nan_to_num(torch.inf).relu().topk(k).values)
-        assert_close(u.gather(-1, places), values, rtol=0, atol=0, equal_nan=True)
-        assert all(len(set(row)) == k for row in places.flatten(0, -2).tolist())
+        values, indices = top_k(u, k)
+        selected = values.nan_to_num(torch.inf).relu().sort(descending=True).values
+        assert torch.equal(selected, u.nan_to_num(torch.inf).relu().topk(k).values)
+        assert_close(u.gather(-1, indices), values, rtol=0, atol=0, equal_nan=True)
+        assert all(len(set(row)) == k for row in indices.flatten(0, -2).tolist())
 
 
 @pytest.mark.parametrize('n, k', [(500_000, 25_000), (500_000, 400_000), (50, 3), (50, 50)])
-def test_the_largest_of_all(n, k):
+def test_top_k_flat(n, k):
     u = torch.randn(n, generator=torch.Generator().manual_seed(1))
     bad = u.where(u < 2.9, torch.nan).cuda()
-    places = top_k_flat(bad, k)
-    assert len(places) == k and bad[places].isnan().sum() == min(k, bad.isnan().sum())
+    indices = top_k_flat(bad, k)
+    assert len(indices) == k and bad[indices].isnan().sum() == min(k, bad.isnan().sum())
     for u in (u, u.round(), torch.zeros(n)):
-        in_order = u.sort(descending=True, stable=True).indices[:k].sort().values
-        assert torch.equal(top_k_flat(u.cuda(), k).cpu(), in_order)
+        by_sorting = u.sort(descending=True, stable=True).indices[:k].sort().values
+        assert torch.equal(top_k_flat(u.cuda(), k).cpu(), by_sorting)
 
 
 @pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
 @pytest.mark.parametrize('norm', ['atom', 'row', None])
-@pytest.mark.parametrize('held', [False, True])
-def test_code_and_gradients_of_dense_products(cls, activation, norm, held):
+@pytest.mark.parametrize('assumed', [False, True])
+def test_code_and_gradients_of_dense_products(cls, activation, norm, assumed):
     model = single(cls, activation, decoder_norm=norm)
     x = torch.randn(700, 64, requires_grad=True)
     model.normalize_decoder_weights()
     z = model.encode(x)
     reconstruction = model.decode(z)
-    wanted = torch.autograd.grad(reconstruction.pow(3).sum(), [x, *model.parameters()])
-    theirs = model.cuda()
-    if held: theirs.assume_unit_norm()
+    expected = torch.autograd.grad(reconstruction.pow(3).sum(), [x, *model.parameters()])
+    model = model.cuda()
     x = x.detach().cuda().requires_grad_()
-    code = theirs.encode_sparse(x)
-    assert_close(code.dense().cpu(), z)
-    ours = theirs.decode(code)
-    assert_close(ours.cpu(), reconstruction)
-    found = torch.autograd.grad(ours.pow(3).sum(), [x, *theirs.parameters()])
-    for a, b in zip(found, wanted): assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5*float(b.abs().max()))
-    with torch.no_grad(): assert_close(theirs(x.detach()).cpu(), reconstruction.detach())
+    with hold_unit_norm(model) if assumed else nullcontext():
+        code = encode_sparse(model, x)
+        assert_close(code.dense().cpu(), z)
+        ours = decode_sparse(model, code)
+        assert_close(ours.cpu(), reconstruction)
+        grads = torch.autograd.grad(ours.pow(3).sum(), [x, *model.parameters()])
+        for a, b in zip(grads, expected):
+            assert_close(a.cpu(), b, rtol=1e-4, atol=1e-5*float(b.abs().max()))
+        with torch.no_grad(): assert_close(model(x.detach()).cpu(), reconstruction.detach())
+    plain = model.decode(model.encode(x))    # the core, without engines
+    assert_close(plain.cpu(), reconstruction)
 
 
 @pytest.mark.parametrize('dim', [0, 1])
 @pytest.mark.parametrize('scale', [1., 1e-30, 1e30])
-def test_normalising_whatever_the_scale(dim, scale):
+@pytest.mark.parametrize('normalize', [normalize_decoder, SparseAutoencoder.normalize_decoder_weights])
+def test_normalisation_at_any_scale(dim, scale, normalize):
     model = SparseAutoencoder(64, 300, 'cuda', hidden_dims=(), decoder_norm=('atom', 'row')[dim])
     with torch.no_grad():
         model.decoder_mat_1.mul_(scale)
         model.decoder_mat_1[:, 3] = 0
         model.decoder_mat_1[7] = 0
-    model.normalize_decoder_weights()
+    normalize(model)
     norms = model.decoder_mat_1.norm(dim=dim)
     zero = torch.arange(len(norms), device='cuda') == (3, 7)[dim]
     assert_close(norms, torch.where(zero, 0., 1.))
@@ -107,7 +112,7 @@ def test_training_is_that_of_a_cpu(options):
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
 def test_fast_and_plain_path_end_alike(activation, monkeypatch):
     fast = train(single(activation=activation))
-    monkeypatch.setattr(BaseSparseAutoencoder, 'encode_sparse', lambda self, x: None)
+    monkeypatch.setattr(training, 'encode_sparse', lambda model, x: None)
     plain = train(single(activation=activation))
     assert fast['train_loss'] != plain['train_loss']
     assert_close(fast['train_loss'], plain['train_loss'], rtol=1e-4, atol=0)
@@ -132,11 +137,11 @@ def test_classical_models(kind):
 
 def test_data_that_do_not_fit_travel_batch_by_batch(monkeypatch):
     near = Trainer(single().cuda(), TRAIN, VAL, 1, 1e-3, 1, device='cuda', seed=0)
-    assert near.train.rows.is_cuda
+    assert near.train.rows.tensor.is_cuda
     together = train(single())
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (TRAIN.nbytes, 2**40))
     far = Trainer(single().cuda(), TRAIN, VAL, 1, 1e-3, 1, device='cuda', seed=0)
-    assert not far.train.rows.is_cuda
+    assert not far.train.rows.tensor.is_cuda
     assert next(iter(far.train)).is_cuda
     assert train(single())['train_loss'] == together['train_loss']
 
@@ -163,16 +168,17 @@ def test_steps_of_rows_are_those_of_torch(cls, norm, options, monkeypatch):
 
 
 @pytest.mark.parametrize('compile', [False, True])
-def test_copies_of_the_weights_are_those_of_now(compile):
+def test_cached_copies_of_the_weights_are_fresh(compile):
     class Look(Callback):
-        def after_step(self, trainer): looks.append([(W.rounded.copy.clone(), W.bfloat16()) for W in matrices])
+        def after_step(self, trainer): looks.append([(COPIES[W].copy.clone(), W.bfloat16()) for W in matrices])
     looks, model = [], single().cuda()
     matrices = model.encoder_mat_1, model.decoder_mat_1
-    Look.__module__ = 'sparse_ae.tests'  # with one of one's own there are no copies
+    Look.__module__ = 'sparse_ae.tests'  # with user-defined callbacks there are no copies
     train(model, autocast='bfloat16', compile=compile, callbacks=[Look()])
     assert len(looks) == 30
     for pairs in looks:
-        for kept, anew in pairs: assert torch.equal(kept, anew)
+        for cached, fresh in pairs: assert torch.equal(cached, fresh)
+    assert len(COPIES) == 0
 
 
 def test_the_decoder_is_left_as_it_was():
@@ -345,3 +351,10 @@ def test_mean_squared_error(dtype, shape):
     ours, theirs = (torch.autograd.grad(3*loss, a)[0] for loss in losses)
     assert ours.dtype == dtype
     assert_close(ours, theirs, rtol=1e-6 if dtype == torch.float32 else 2**-8, atol=1e-7)
+
+
+@pytest.mark.parametrize('shape', [(70, 50), (3000, 1000), (40, 3, 20)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_count_active(shape, dtype):
+    z = torch.randn(shape, device='cuda', dtype=dtype).round()
+    assert torch.equal(count_active(z), (z != 0).flatten(1).sum(0).float())

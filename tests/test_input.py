@@ -1,4 +1,4 @@
-"Input that is odd: what cannot be used is refused by name, what can be is used as it is."
+"Unusual input: an error names an argument that cannot be used; everything else is used unchanged."
 import warnings
 
 import numpy as np
@@ -33,8 +33,8 @@ class Convolutional(torch.nn.Module):
     def decode(self, z): return self.out(z)
 
 
-class Own(torch.nn.Module):
-    "A model whose codes are what `change` makes of them."
+class ChangedCodes(torch.nn.Module):
+    "A model that applies `change` to its codes."
     def __init__(self, change):
         super().__init__()
         self.inside, self.change = SparseAutoencoder(64, 8), change
@@ -47,7 +47,7 @@ class Own(torch.nn.Module):
     dict(sparsity_type=np.str_('l1')), dict(clip_grad_norm=np.float64(1)),
     dict(target_l0=np.float64(4)), dict(sparsity_weight=torch.tensor(0.1))])
 @pytest.mark.filterwarnings('ignore:target_l0')
-def test_numbers_of_numpy_are_written_into_checkpoints(options, tmp_path):
+def test_checkpoints_accept_numpy_numbers(options, tmp_path):
     learning_rate = options.pop('learning_rate', 1e-3)
     options = dict(sparsity_type='l1', verbose=0, checkpoint_dir=tmp_path, resume=True) | options
     for epochs in (1, 2):
@@ -55,7 +55,7 @@ def test_numbers_of_numpy_are_written_into_checkpoints(options, tmp_path):
         assert history['epochs_trained'] == epochs
 
 
-def test_without_a_seed_training_follows_torchs():
+def test_without_a_seed_training_uses_the_global_generator():
     def once():
         torch.manual_seed(0)
         return fit(batch_size=20)['train_loss'], torch.rand(1).item()
@@ -63,7 +63,7 @@ def test_without_a_seed_training_follows_torchs():
     assert fit(batch_size=20)['train_loss'] != fit(batch_size=20)['train_loss']
 
 
-def test_a_target_that_the_model_given_back_has_is_not_said_to_be_missed():
+def test_no_warning_if_the_returned_model_is_on_target():
     class Densify(Callback):
         "After the first epoch, which is on target, the code becomes dense."
         def before_step(self, trainer):
@@ -91,7 +91,7 @@ def test_a_csv_without_names_keeps_its_first_line(tmp_path):
     with pytest.raises(ValueError, match='line 3 must have 2 numbers'): load_matrix(path)
 
 
-def test_data_that_are_odd():
+def test_unusual_data():
     masked = np.ma.masked_greater(X.numpy(), 0.9)
     with pytest.raises(ValueError, match='must have no masked entries'): fit(data=masked)
     with pytest.raises(TypeError, match='must be dense'): fit(data=X.to_sparse())
@@ -104,7 +104,7 @@ def test_data_that_are_odd():
     assert np.isfinite(large['errors']).all() and np.isfinite(large['explained_variance'])
 
 
-def test_a_loader_with_a_generator_of_its_own_goes_on_in_its_order(tmp_path):
+def test_a_loader_with_a_generator_resumes_in_its_order(tmp_path):
     class Stop(Exception): pass
     class Break(Callback):
         def after_step(self, trainer):
@@ -114,21 +114,22 @@ def test_a_loader_with_a_generator_of_its_own_goes_on_in_its_order(tmp_path):
         loader = DataLoader(TensorDataset(X), 32, shuffle=True,
                             generator=torch.Generator().manual_seed(3))
         return fit(data=loader, epochs=5, seed=0, **options)['train_loss']
-    wanted = run()
+    expected = run()
     with pytest.raises(Stop): run(checkpoint_dir=tmp_path, checkpoint_minutes=1e-9, callbacks=[Break()])
-    assert run(checkpoint_dir=tmp_path, resume=True) == wanted
+    assert run(checkpoint_dir=tmp_path, resume=True) == expected
 
 
 @pytest.mark.parametrize('penalty', [contractive_penalty, isometry_penalty])
 @pytest.mark.parametrize('probes', [None, 2])
-def test_a_function_without_gradient_has_no_penalty_of_geometry(penalty, probes):
+def test_geometric_penalties_need_a_differentiable_function(penalty, probes):
     with pytest.raises(ValueError, match='must be differentiable'):
         penalty(lambda x: (2*x).detach(), X[:5], probes)
 
 
 @pytest.mark.parametrize('model, wrong', [
-    (Own(lambda z: (z, 1)), 'model.encode must return a tensor, got tuple'),
-    (Own(lambda z: z.long()), 'model.encode must return floating-point numbers, got torch.int64')])
+    (ChangedCodes(lambda z: (z, 1)), 'model.encode must return a tensor, got tuple'),
+    (ChangedCodes(torch.Tensor.long),
+     'model.encode must return floating-point numbers, got torch.int64')])
 @pytest.mark.parametrize('kind', ['kl', 'l1', 'hoyer'])
 def test_models_whose_codes_cannot_be_used(model, wrong, kind):
     with pytest.raises(TypeError, match=wrong): fit(model, sparsity_type=kind)
@@ -136,7 +137,7 @@ def test_models_whose_codes_cannot_be_used(model, wrong, kind):
     with pytest.raises(TypeError, match=wrong): evaluate_sparse_autoencoder(model, X)
 
 
-def test_codes_that_are_no_vectors():
+def test_codes_that_are_not_vectors():
     model, images = Convolutional(), X.reshape(-1, 1, 8, 8)
     fit(model, images)
     codes = evaluate_sparse_autoencoder(model, images)['latent_codes']
@@ -151,11 +152,11 @@ def test_codes_that_are_no_vectors():
     (dict(sparsity_type=HoyerTarget), TypeError, 'got the class HoyerTarget'),
     (dict(optimizer=lambda p, lr: None), TypeError, 'optimizer must make a torch.optim.Optimizer'),
     (dict(optimizer=torch.optim.LBFGS), TypeError, 'without a closure, got LBFGS')])
-def test_options_that_are_odd(options, error, wrong):
+def test_unusual_options(options, error, wrong):
     with pytest.raises(error, match=wrong): fit(**options)
 
 
-def test_small_things_that_are_odd():
+def test_unusual_arguments_of_small_functions():
     deep, single = SparseAutoencoder(64, 8), SparseAutoencoder(64, 8, hidden_dims=())
     for z in (np.ones((3, 4)), torch.ones(3, 4).long()):
         with pytest.raises(TypeError, match='z must be a tensor of floating-point'):
@@ -178,12 +179,12 @@ def test_small_things_that_are_odd():
     batch = SparseAutoencoder(64, 8, hidden_dims=(), activation=BatchTopK(2))
     assert batch(X[:0]).shape == (0, 64)
     with pytest.raises(ValueError, match='keeps no gradient'):
-        fit(Own(torch.Tensor.detach), regularizers=[Contractive(0.1, probes=None)])
+        fit(ChangedCodes(torch.Tensor.detach), regularizers=[Contractive(0.1, probes=None)])
 
 
-def test_data_do_not_depend_on_torchs_default_format():
-    wanted = sparse_dictionary(16, 32, l0=2., correlation=0.3, noise=0.1).sample(10).x
+def test_data_do_not_depend_on_the_default_dtype():
+    expected = sparse_dictionary(16, 32, l0=2., correlation=0.3, noise=0.1).sample(10).x
     torch.set_default_dtype(torch.float64)
-    try: found = sparse_dictionary(16, 32, l0=2., correlation=0.3, noise=0.1).sample(10).x
+    try: samples = sparse_dictionary(16, 32, l0=2., correlation=0.3, noise=0.1).sample(10).x
     finally: torch.set_default_dtype(torch.float32)
-    assert found.dtype == torch.float32 and torch.allclose(found, wanted, atol=0.5)
+    assert samples.dtype == torch.float32 and torch.allclose(samples, expected, atol=0.5)

@@ -1,4 +1,4 @@
-"Saving: real processes, killed."
+"Saving models: processes that are killed, and a folder that is used again."
 import random
 import subprocess
 import sys

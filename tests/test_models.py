@@ -1,7 +1,9 @@
-"Models: state, formats, shapes."
+"Models: state, dtypes, shapes."
 import copy
 import itertools
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,18 +12,19 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from sparse_ae.activations import CODE_ACTIVATIONS, ENCODERS, HardThreshold, SoftThreshold
+from sparse_ae import activations, models
 from sparse_ae.models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder,
-                              TiedWeightSparseAutoencoder)
+                              TiedWeightSparseAutoencoder, as_autoencoder, linear_stack)
 
 CLASSES = [SparseAutoencoder, TiedWeightSparseAutoencoder]
 ACTIVATIONS = [{'name': name, 'k': 2} if 'topk' in name else name for name in CODE_ACTIVATIONS]
 ACTIVATIONS += [SoftThreshold(learned=True), HardThreshold(learned=True)]
-OF_NAME = [{'name': name, 'k': 2} if 'pursuit' in name else name for name in ENCODERS]
+ENCODER_CONFIGS = [{'name': name, 'k': 2} if 'pursuit' in name else name for name in ENCODERS]
 
 
 @pytest.mark.parametrize('cls,activation,norm,dtype', list(itertools.product(
     CLASSES, ACTIVATIONS, DECODER_NORMS, [torch.float32, torch.float64, torch.bfloat16])))
-def test_state_goes_round(cls, activation, norm, dtype):
+def test_state_round_trip(cls, activation, norm, dtype):
     kwargs = dict(dtype=dtype, hidden_dims=(5,), activation=activation, decoder_norm=norm)
     model, other = cls(6, 3, **kwargs), cls(6, 3, **kwargs)
     x = torch.rand(4, 6).to(dtype)
@@ -39,7 +42,7 @@ def test_state_goes_round(cls, activation, norm, dtype):
 
 
 @pytest.mark.parametrize('cls,encoder,activation,dtype', list(itertools.product(
-    CLASSES, OF_NAME, ACTIVATIONS, [torch.float64, torch.bfloat16])))
+    CLASSES, ENCODER_CONFIGS, ACTIVATIONS, [torch.float64, torch.bfloat16])))
 def test_every_encoder_takes_every_activation(cls, encoder, activation, dtype):
     model = cls(6, 9, dtype=dtype, hidden_dims=(), activation=activation, encoder=encoder)
     for p in model.parameters(): p.data += 0.3*torch.randn_like(p)  # biases start at zero
@@ -101,7 +104,7 @@ def test_autocast():
     assert_close(out.float(), model(x), atol=0.05, rtol=0.05)
 
 
-def test_moving_to_another_format():
+def test_conversion_to_another_dtype():
     model = SparseAutoencoder(8, 4).double()
     assert model.dtype == torch.float64 and model.config()['dtype'] == torch.float64
     assert model(torch.rand(2, 8, dtype=torch.float64)).dtype == torch.float64
@@ -113,3 +116,50 @@ def test_moving_to_another_format():
 def test_base_class_is_shared():
     assert (SparseAutoencoder.encode is TiedWeightSparseAutoencoder.encode
             is BaseSparseAutoencoder.encode)
+
+
+def test_the_core_imports_no_engine():
+    "Modules of the core contain the mathematics only: no engine, no kernels, no choice by device."
+    for module in (models, activations):
+        source = Path(module.__file__).read_text()
+        imports = [line for line in source.splitlines() if line.startswith(('from', 'import'))]
+        assert not any('engine' in line or 'triton' in line for line in imports)
+        assert not re.search(r"device\.type\s*[!=]=|is_cuda|triton|is_compiling", source)
+
+
+@pytest.mark.parametrize('cls', CLASSES)
+@pytest.mark.parametrize('hidden_dims', [(), (7, 5)])
+def test_layers_are_the_model(cls, hidden_dims):
+    model, x = cls(6, 4, hidden_dims=hidden_dims, decoder_norm='atom'), torch.rand(3, 6)
+    z = linear_stack(x, model.layers('encoder'))[0].relu()
+    assert_close(z, model.encode(x))
+    assert_close(linear_stack(z, model.layers('decoder'))[0], model.decode(z))
+    for name in ('encoder_mat', 'encoder_bias', 'decoder_bias'):
+        assert [p is q for p, q in zip(model.stored(name), (
+            model.get_parameter(f'{name}_{i}') for i in range(1, model.depth + 1)))] == [True]*model.depth
+
+
+def test_unit_norm_is_assumed_within_a_block_only():
+    model = SparseAutoencoder(6, 4, decoder_norm='atom')
+    with pytest.raises(ZeroDivisionError), model.assume_unit_norm():
+        assert model.assumes_unit_norm
+        with model.assume_unit_norm(): pass
+        assert model.assumes_unit_norm
+        1 / 0
+    assert not model.assumes_unit_norm and not any(p._backward_hooks for p in model.parameters())
+    with model.assume_unit_norm(project_gradient=False):
+        assert not any(p._backward_hooks for p in model.parameters())
+
+
+def test_adapted_models_survive_copies():
+    class Foreign(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 2)
+        def encode(self, x): return self.layer(x)
+        def decode(self, z): return z @ self.layer.weight
+    adapted, x = as_autoencoder(Foreign()), torch.rand(3, 4)
+    copied = copy.deepcopy(adapted)
+    assert copied.module is not adapted.module
+    assert_close(copied.encode_layers(x).z, adapted.encode_layers(x).z)
+    with pytest.raises(AttributeError): adapted.rescale

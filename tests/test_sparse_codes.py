@@ -1,4 +1,4 @@
-"Codes as entries: the same codes, reconstructions and gradients as with all the zeros."
+"Sparse codes: the same codes, reconstructions and gradients as with dense tensors."
 import os
 import subprocess
 import sys
@@ -12,10 +12,12 @@ from torch.testing import assert_close
 
 from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits,
                        train_sparse_autoencoder_with_early_stopping)
+from sparse_ae import training
+from sparse_ae.engines.sparse_codes import (SELECT, decode_sparse, encode_sparse, has_sparse_path,
+                                            top_k, top_k_flat)
 from sparse_ae.losses import l1_sparsity_loss
-from sparse_ae.models import BaseSparseAutoencoder
+from sparse_ae.models import FAST_FORWARD
 from sparse_ae.training import batch_losses
-from sparse_ae.engines.sparse_codes import top_k, top_k_flat
 
 models = st.fixed_dictionaries(dict(
     cls=st.sampled_from([SparseAutoencoder, TiedWeightSparseAutoencoder]),
@@ -28,7 +30,7 @@ models = st.fixed_dictionaries(dict(
 
 def make(cls, activation, decoder_norm, dtype, latent_dim, input_dim, part, seed, equal, few,
          training):
-    "A model, in which many pre-activations are `equal`, or `few` of them positive."
+    "A model; many of its pre-activations are `equal`, or `few` of them positive."
     torch.manual_seed(seed)
     k = 1 + round(part*(latent_dim - 1))
     model = cls(input_dim, latent_dim, dtype=dtype, hidden_dims=(), activation=activation(k),
@@ -42,7 +44,7 @@ def make(cls, activation, decoder_norm, dtype, latent_dim, input_dim, part, seed
 
 
 def gradients(model, x, reconstruct, weights):
-    "Of an arbitrary function of the reconstruction, to all parameters and to the inputs."
+    "Gradients of a function of the reconstruction with respect to all parameters and the inputs."
     x = x.clone().requires_grad_()
     reconstruction = reconstruct(x)
     loss = (reconstruction * (weights + reconstruction)).mean()
@@ -51,74 +53,89 @@ def gradients(model, x, reconstruct, weights):
 
 @settings(max_examples=150, deadline=None)
 @given(models, st.integers(1, 40))
-def test_entries_give_what_zeros_give(options, n):
+def test_sparse_and_dense_codes_agree(options, n):
     model = make(**options)
     x = torch.randn(n, model.input_dim, dtype=model.dtype)
     if options['equal']: x = x.round()
     z = model.encode(x)
-    code = model.encode_sparse(x)
+    code = encode_sparse(model, x)
     if options['training']: assert (z != 0).sum() <= model.activation.k*n
-    assert torch.equal(code.dense(), z)
-    assert torch.equal(code.active(), (z != 0).float().sum(0))
+    check_selection(model, code.dense(), z)
+    assert torch.equal(code.active(), (code.dense() != 0).float().sum(0))
     def close(ours, plain):
         error = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 4e-2}[model.dtype]
         scale = max(1., float(plain.detach().abs().max())) if plain.numel() else 1.
         assert_close(ours, plain, rtol=error, atol=error*scale)
-    close(model.decode(code), model.decode(z))
+    close(decode_sparse(model, code), model.decode(code.dense()))
+    close(model.decode(code), model.decode(code.dense()))
     weights = torch.randn(n, model.input_dim, dtype=model.dtype)
-    ways = (lambda x: model.decode(model.encode_sparse(x)), lambda x: model.decode(model.encode(x)))
+    kept = code.dense().detach() != 0
+    def encode(x):  # the plain code; among equal entries with the choice of the sparse one
+        if torch.equal(code.dense(), z): return model.encode(x)
+        return F.relu(model.encode_layers(x).pre) * kept
+    ways = (lambda x: decode_sparse(model, encode_sparse(model, x)), lambda x: model.decode(encode(x)))
     for ours, plain in zip(*(gradients(model, x, way, weights) for way in ways)):
         assert (ours is None) == (plain is None)
         if ours is not None: close(ours, plain)
 
 
+def check_selection(model, ours, plain):
+    "Both codes keep the same values; they differ at most in which of equal smallest entries they keep."
+    if isinstance(model.activation, BatchTopK) and model.training:  # one selection for all samples
+        ours, plain = ours.reshape(1, -1), plain.reshape(1, -1)
+    assert torch.equal(ours.sort(-1).values, plain.sort(-1).values)
+    smallest = plain.where(plain > 0, torch.inf).amin(-1, keepdim=True)
+    differ = ours != plain
+    assert torch.equal((ours + plain)[differ], smallest.expand_as(plain)[differ])
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 3000), st.floats(0, 1), st.sampled_from(['any', 'equal', 'one']),
        st.integers(0, 99))
-def test_the_largest_are_the_largest(n, part, kind, seed):
+def test_top_k_selects_the_largest(n, part, kind, seed):
     torch.manual_seed(seed)
     u = dict(any=torch.randn(3, n), equal=torch.randn(3, n).round(), one=torch.ones(3, n))[kind]
     k = 1 + round(part*(n - 1))
-    values, places = top_k(u, k)
-    positive, found = F.relu(u).sort(descending=True).values[:, :k], F.relu(values)
-    assert torch.equal(found.sort(descending=True).values, positive)
-    assert torch.equal(u.gather(1, places), values)
-    assert all(len(row.unique()) == k for row in places)
+    values, indices = top_k(u, k)
+    expected, selected = F.relu(u).sort(descending=True).values[:, :k], F.relu(values)
+    assert torch.equal(selected.sort(descending=True).values, expected)
+    assert torch.equal(u.gather(1, indices), values)
+    assert all(len(row.unique()) == k for row in indices)
     flat = u.flatten()
-    of_all = flat.sort(descending=True, stable=True).indices[:3*k].sort().values
-    assert torch.equal(top_k_flat(flat, 3*k), of_all)
+    by_sorting = flat.sort(descending=True, stable=True).indices[:3*k].sort().values
+    assert torch.equal(top_k_flat(flat, 3*k), by_sorting)
 
 
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
 @pytest.mark.parametrize('latent_dim', [200, 3001])
-def test_what_is_no_number_is_not_left_out(activation, training, bad, latent_dim):
+def test_nan_and_infinity_are_kept(activation, training, bad, latent_dim):
     torch.manual_seed(0)
     model = SparseAutoencoder(20, latent_dim, hidden_dims=(), activation=activation(4)).train(training)
-    with torch.no_grad(): model.encoder_mat_1[-1] = bad  # of one latent; infinities cancel to NaN
+    with torch.no_grad(): model.encoder_mat_1[-1] = bad  # one latent; infinities cancel to NaN
     x = torch.randn(50, 20)
     assert not model.encode(x).isfinite().all()
-    assert not model.decode(model.encode_sparse(x)).isfinite().all()
+    assert not decode_sparse(model, encode_sparse(model, x)).isfinite().all()
 
 
 @pytest.mark.parametrize('n, k', [(500, 20), (500_000, 25_000)])
 @pytest.mark.parametrize('bad', [1, 30_000])
-def test_what_is_no_number_is_among_the_largest(n, k, bad):
+def test_nan_is_among_the_largest(n, k, bad):
     torch.manual_seed(0)
     u = torch.randn(n)
     u[:bad] = torch.nan
-    places = top_k_flat(u, k)
-    assert len(places) == k and (places.diff() > 0).all()
-    assert u[places].isnan().sum() == min(bad, n, k)
+    indices = top_k_flat(u, k)
+    assert len(indices) == k and (indices.diff() > 0).all()
+    assert u[indices].isnan().sum() == min(bad, n, k)
 
 
-def test_more_than_there_are():
+def test_k_above_the_width():
     with pytest.raises(ValueError, match='k must be at most 5, got 6'): top_k(torch.ones(2, 5), 6)
 
 
-def test_largest_where_the_sample_misleads():
-    "Every 17th entry is small, so that the candidates are too many; or large: too few."
+def test_top_k_flat_with_a_biased_sample():
+    "Every 17th entry is small, so that there are too many candidates; or large: too few."
     u = torch.arange(200_000.)
     u[::17] = -1
     assert torch.equal(top_k_flat(u, 9000), u.topk(9000).indices.sort().values)
@@ -139,18 +156,18 @@ def test_gradcheck(cls):
         for name, value in restored.items():
             delattr(model, name)
             setattr(model, name, value)
-        code = model.encode_sparse(x)
-        return model.decode(code), code.values
+        code = encode_sparse(model, x)
+        return decode_sparse(model, code), code.values
     values = [v.detach().clone().requires_grad_() for v in values]
     assert torch.autograd.gradcheck(run, (x, *values))
 
 
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
 @pytest.mark.parametrize('penalty', ['none', 'l1'])
-def test_a_whole_training_is_the_same(activation, penalty, monkeypatch):
+def test_training_is_the_same(activation, penalty, monkeypatch):
     x, histories = digits(), []
     for plain in (False, True):
-        if plain: monkeypatch.setattr(BaseSparseAutoencoder, 'encode_sparse', lambda self, x: None)
+        if plain: monkeypatch.setattr(training, 'encode_sparse', lambda model, x: None)
         torch.manual_seed(0)
         model = SparseAutoencoder(64, 256, hidden_dims=(), activation=activation(8),
                                   decoder_norm='atom')
@@ -170,11 +187,11 @@ def test_multiple_chunks_are_one_code():
         model.encoder_mat_1.mul_(30).round_()  # sums of whole numbers are exact in any order
         model.encoder_bias_1.zero_()
     x = torch.randn(1000, 10).mul(4).round()
-    code = model.encode_sparse(x)
-    assert torch.equal(code.values, torch.cat([model.encode_sparse(part).values
+    code = encode_sparse(model, x)
+    assert torch.equal(code.values, torch.cat([encode_sparse(model, part).values
                                                for part in x.split(100)]))
     assert len(code) == 1000 and code.pattern.offsets[-1] == 4000
-    assert_close(model.decode(code), model.decode(code.dense()))
+    assert_close(decode_sparse(model, code), model.decode(code.dense()))
 
 
 @pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
@@ -186,13 +203,43 @@ def test_evaluation_changes_no_weight(cls, norm):
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
 
 
+def test_the_model_without_gradients_uses_the_sparse_path(monkeypatch):
+    model, seen = SparseAutoencoder(10, 50, hidden_dims=(), activation=TopK(4)), []
+    def watch(model, x): seen.append(encode_sparse(model, x))
+    monkeypatch.setattr('sparse_ae.models.FAST_FORWARD', [watch, *FAST_FORWARD])
+    monkeypatch.setattr(model, 'encode', None)   # not called
+    with torch.no_grad(): model(torch.randn(20, 10))
+    assert len(seen[0]) == 20
+    monkeypatch.undo()
+    model(torch.randn(20, 10))                   # with gradients: the plain path
+    assert len(seen) == 1
+
+
+def test_activations_with_and_without_a_sparse_path(monkeypatch):
+    class Same(TopK): pass
+    class Squared(TopK):
+        def forward(self, pre): return super().forward(pre).square()
+    def make(activation): return SparseAutoencoder(10, 50, hidden_dims=(), activation=activation)
+    assert has_sparse_path(make(Same(4))) and has_sparse_path(make(BatchTopK(4)))
+    model, x = make(Squared(4)), torch.randn(20, 10)
+    assert not has_sparse_path(model) and encode_sparse(model, x) is None
+    with torch.no_grad(): assert torch.equal(model(x), model.decode(model.encode(x)))
+    def select(activation, u):                   # registered: the same code, sparsely
+        code = SELECT[TopK](activation, u)
+        code.values = F.relu(code.values).square()
+        return code
+    monkeypatch.setitem(SELECT, Squared, select)
+    assert has_sparse_path(model)
+    assert_close(encode_sparse(model, x).dense(), model.encode(x))
+
+
 def test_an_empty_batch():
     model = SparseAutoencoder(4, 9, hidden_dims=(), activation=TopK(2))
     with torch.no_grad(): assert model(torch.zeros(0, 4)).shape == (0, 4)
 
 
 def test_l1_without_absolute_values():
-    "The loss and the gradient that the formula has, for a code without negative entries."
+    "Loss and gradient of the formula, for a code without negative entries."
     x = torch.randn(50, 8)
     model = SparseAutoencoder(8, 20, hidden_dims=())
     losses = batch_losses(model, x, l1_sparsity_loss, 0.3)
@@ -221,7 +268,7 @@ for activation in (TopK(3), BatchTopK(3)):
     for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
         torch.manual_seed(0)
         model = SparseAutoencoder(37, 90, hidden_dims=(), activation=activation, decoder_norm='atom')
-        x, used = torch.randn(12, 37), []
+        x = torch.randn(12, 37)
         assert triton_kernels(x) is not None
         outs = []
         for sparsely in (True, False):
@@ -232,7 +279,7 @@ for activation in (TopK(3), BatchTopK(3)):
                     code = sparse_encode(*weights, model.activation, dtype)
                     out = sparse_decode(code, model.decoder_weights()[0], model.decoder_bias_1)
                     z = code.dense().detach()
-                else:  # the plain products, with the same choice
+                else:  # the plain products, with the same selection
                     u = x @ model.encoder_mat_1.T + model.encoder_bias_1
                     out = ((u*(z != 0)) @ model.decoder_weights()[0].T) + model.decoder_bias_1
                 outs.append((out.float(), torch.autograd.grad(out.float().square().sum(),
@@ -244,10 +291,10 @@ print('the same')
 '''
 
 
-def test_what_has_no_second_derivative_says_so():
+def test_second_derivatives_raise():
     model = SparseAutoencoder(9, 12, hidden_dims=(), activation=TopK(3))
     x = torch.randn(20, 9, generator=torch.Generator().manual_seed(0))
-    error = (model.decode(model.encode_sparse(x)) - x).square().mean()
+    error = (decode_sparse(model, encode_sparse(model, x)) - x).square().mean()
     slope, = torch.autograd.grad(error, model.encoder_mat_1, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'): slope.square().sum().backward()
 
@@ -257,6 +304,7 @@ import os, tempfile, torch
 from torch.testing import assert_close
 from sparse_ae import SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits
 from sparse_ae.callbacks import Callback
+from sparse_ae.engines.triton_kernels import COPIES
 from sparse_ae.training import Alone, Trainer
 X = digits()
 
@@ -270,11 +318,11 @@ def trained(interpreted, *args, **options):
     os.environ['TRITON_INTERPRET'] = str(interpreted)
     t = trainer(*args, **options)
     t.fit()
-    assert not any(hasattr(p, 'rounded') for p in t.model.parameters())
-    moments = [m for p in t.parameters for m in t.moments(p)]
+    assert len(COPIES) == 0
+    moments = [m for p in t.parameters for m in t.optimizer_state_like(p)]
     return t.history['val_loss'], list(t.model.parameters()), moments
 
-class Watch(Callback):  # sees gradients without a radial part
+class Watch(Callback):  # gradients are projected
     def after_backward(self, t):
         W = t.model.decoder_mat_1
         assert_close((W*W.grad).sum(0), torch.zeros(10), atol=1e-8, rtol=0)
@@ -300,16 +348,16 @@ t = trainer(autocast='bfloat16')
 t.start()
 compute, x = Alone([t]), X[:8]
 for W in (t.model.encoder_mat_1, t.model.decoder_mat_1):
-    kept = W.rounded.copy
+    copy = COPIES[W].copy
     t.batches = [x]
     (losses,) = compute.losses([x])
     compute.backward([losses], 1.)
-    compute.step()                       # the kernel writes both; interpreted, it cuts digits off
-    assert_close(kept.float(), W.detach(), rtol=2**-7, atol=0)
-    assert W.rounded.version == W._version
-    with torch.no_grad(): W *= 1.5       # somebody changes the weights
+    compute.step()                       # the kernel writes both; interpreted, it truncates
+    assert_close(copy.float(), W.detach(), rtol=2**-7, atol=0)
+    assert COPIES[W].version == W._version
+    with torch.no_grad(): W *= 1.5       # other code changes the weights
     (losses,) = compute.losses([x])
-    assert torch.equal(kept, W.bfloat16())
+    assert torch.equal(copy, W.bfloat16())
 compute.close()
 t = trainer()
 t.model.decoder_mat_1.requires_grad_(False)  # frozen after the trainer was made
@@ -317,11 +365,11 @@ t.start()
 compute, t.batches = Alone([t]), [X[:8]]
 with torch.no_grad(): t.model.decoder_mat_1 *= 2
 compute.backward(compute.losses([X[:8]]), 1.)
-compute.step()                           # has the norm again, as after any step
+compute.step()                           # normalises, as after any step
 assert_close(t.model.decoder_mat_1.norm(dim=0), torch.ones(10))
 compute.close()
 
-class Positive(SparseAutoencoder):       # with a geometry of its own
+class Positive(SparseAutoencoder):       # a user-defined geometry
     def normalize_decoder_weights(self):
         with torch.no_grad(): self.decoder_mat_1.clamp_(min=0)
         super().normalize_decoder_weights()
@@ -343,10 +391,10 @@ for callback in (Contiguous, Forget, Other, Late):
 assert_close(run(Contiguous, 0)[0], trained(0)[0], rtol=1e-6, atol=0)
 
 os.environ['TRITON_INTERPRET'] = '1'
-class Own(Callback): pass                # may write to .data, unseen
+class Own(Callback): pass                # may write to .data, which is not counted
 t = trainer(autocast='bfloat16', callbacks=[Own()])
 t.start()
-assert Alone([t]).rows and not hasattr(t.model.encoder_mat_1, 'rounded')
+assert Alone([t]).rows and t.model.encoder_mat_1 not in COPIES
 t = trainer(optimizer=torch.optim.Adam)
 t.start()
 assert Alone([t]).rows is None

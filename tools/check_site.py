@@ -1,7 +1,11 @@
-"""Say what is wrong with the built site: check_site.py [_docs]
+"""List the faults of the built site.
 
-Links and anchors inside it, alternative texts, tracebacks, directives, widgets and formulas shown
-as text, paths of the machine, and public names without an entry, its parameters or an example."""
+    python tools/check_site.py [_docs]
+
+Links and anchors inside the site, alternative texts, tracebacks, directives, widgets and formulas
+shown as text, paths of the machine, and public names without an entry, a comment on a parameter or
+an example.
+"""
 import inspect
 import re
 import sys
@@ -17,7 +21,20 @@ from notebooks import ROOT, notebooks
 import sparse_ae
 
 HOME = f'{get_config().doc_host}{get_config().doc_baseurl}'.rstrip('/') + '/'  # once it is out
-# in the text of a page, outside code; and inside code as well
+# page at an old address; `tools/docs.py` writes it
+REDIRECT = '''<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>This page has moved</title>
+<script>location.replace('{page}' + (location.hash || '{section}'))</script>
+<meta http-equiv="refresh" content="0; url={new}">
+<link rel="canonical" href="{new}">
+</head>
+<body><main><p>This page has moved to <a href="{new}">{new}</a>.</p></main></body>
+</html>
+'''
+# faults in the text of a page: outside code, and everywhere
 TEXT = {'a formula': r'\$\$|\\(?:frac|mathbb|mathrm|lVert|tfrac|sum)\b', 'a div': r'^:::',
         'a formula in a line': r'(?<!\$)\$[^$\n]+\$(?!\$)', 'a link': r'\]\((?:\w|\.|#)',
         'a citation': r'\[-?@\w+', 'a shortcode': r'\{\{<'}
@@ -29,7 +46,7 @@ ALL = {'a traceback': r'Traceback \(most', 'a directive': r'^\s*#\|',
 
 
 def check_pages(site:Path) -> list[str]:
-    "What is wrong with the pages."
+    "Return the faults of the pages."
     pages = {path: BeautifulSoup(path.read_text(encoding='utf-8'), 'html.parser')
              for path in sorted(site.rglob('*.html'))}
     ids = {path: {e['id'] for e in page.select('[id]')} for path, page in pages.items()}
@@ -61,25 +78,34 @@ def check_pages(site:Path) -> list[str]:
     return found
 
 
+def redirects(site:Path) -> dict[str, str]:
+    "Return the old address of each page that has moved, and the new one."
+    targets = {path: re.search(r'http-equiv="refresh" content="0; url=([^"]+)"',
+                               path.read_text(encoding='utf-8')) for path in site.rglob('*.html')}
+    return {path.relative_to(site).as_posix(): target[1]
+            for path, target in targets.items() if target}
+
+
 def count_ids(page) -> dict[str, int]:
+    "Return how often each id is used in the main part of a page."
     seen = [e['id'] for e in page.select('main [id]')]
     return {id: seen.count(id) for id in seen}
 
 
 def public_names() -> dict[str, object]:
-    "What `from sparse_ae import ...` offers."
-    return {name: thing for name, thing in vars(sparse_ae).items()
-            if not name.startswith('_') and not inspect.ismodule(thing)}
+    "Return the public names of the package and their objects."
+    return {name: getattr(sparse_ae, name) for name in sparse_ae.__all__}
 
 
 def documented(thing) -> list[str]:
-    "Parameters that an entry must explain: all but `*args` and `**kwargs`, which nbdev leaves out."
+    "Return the parameters that an entry explains: all but `*args` and `**kwargs`."
+    if not callable(thing): return []
     return [name for name, p in inspect.signature(thing).parameters.items()
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def check_names(site:Path) -> list[str]:
-    "Which public names have no entry on a page, a parameter without words, or no example."
+    "Return the public names without an entry on a page, a comment on a parameter or an example."
     entries = {}
     for path in site.rglob('*.html'):
         page = BeautifulSoup(path.read_text(encoding='utf-8'), 'html.parser')
@@ -91,9 +117,9 @@ def check_names(site:Path) -> list[str]:
         if cell.cell_type == 'code' and not re.search(r'^#\| *(export|hide)', cell.source, re.M))
     found = []
     for name, thing in public_names().items():
-        if name not in entries: found.append(f'{name}: no entry'); continue
+        if callable(thing) and name not in entries: found.append(f'{name}: no entry'); continue
         if not re.search(rf'\b{name}\b', examples): found.append(f'{name}: no example')
-        entry = entries[name]
+        entry = entries.get(name, '')   # constants have none
         for parameter in documented(thing):
             if not re.search(rf'\b{parameter}\b[^#\n]*# *\S', entry):
                 found.append(f'{name}: {parameter} is not explained')

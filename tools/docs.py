@@ -9,9 +9,10 @@ import sys
 from dataclasses import is_dataclass
 from itertools import groupby
 from pathlib import Path
+from types import ModuleType
 
 import yaml
-from check_site import HOME
+from check_site import HOME, REDIRECT
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -19,8 +20,16 @@ from pybtex.database import parse_file
 from pybtex.plugin import find_plugin
 
 
+# pages that became a section of another page: the anchor of that section
+SECTIONS = {
+    'batches': 'batches', 'checkpoints': 'checkpoints', 'encoders': 'unrolled-encoders',
+    'explorer_page': 'explorer-page', 'initialisation': 'starting-from-data',
+    'latent_statistics': 'latent-statistics', 'objectives': 'objectives',
+    'reading': 'reading-a-deep-model', 'sparseness': 'sparseness'}
+
+
 def bibliography(path:Path) -> str:
-    "The entries of a BibTeX file as a list with an anchor each, which Quarto would make."
+    "Return the entries of a BibTeX file as a list with anchors, as Quarto renders them."
     style = find_plugin('pybtex.style.formatting', 'plain')()
     backend = find_plugin('pybtex.backends', 'html')()
     entries = style.format_entries(parse_file(path).entries.values())
@@ -28,27 +37,36 @@ def bibliography(path:Path) -> str:
     return '\n\n'.join(f'::: {{#ref-{key} .csl-entry}}\n{text}\n:::' for key, text in texts)
 
 
+SOURCE = r'/blob/\w+/sparse_ae/([\w/]+)\.py'   # link of an entry to its module
+
+
+def module(path:str) -> ModuleType:
+    "Import a module of the library by its path without suffix."
+    return importlib.import_module('sparse_ae.' + path.replace('/', '.'))
+
+
 def show_fields(path:Path) -> None:
-    "In the entries of classes with fields show these with their comments, which nbdev leaves out."
+    "Show the fields and their comments in the entries of dataclasses and named tuples."
     nb = json.loads(path.read_text(encoding='utf-8'))
     for cell in nb['cells']:
         for out in cell.get('outputs', []):
             text = ''.join(out.get('data', {}).get('text/markdown', ''))
-            entry = re.search(r'blob/\w+/sparse_ae/([\w/]+)\.py.*?^### (\w+)\n', text, re.M | re.S)
-            if not entry: continue
-            cls = getattr(importlib.import_module('sparse_ae.' + entry[1].replace('/', '.')), entry[2], None)
+            entry = re.search(rf'{SOURCE}.*?^### (\w+)\n', text, re.M | re.S)
+            cls = entry and getattr(module(entry[1]), entry[2], None)
             if not (is_dataclass(cls) or hasattr(cls, '_fields')): continue
-            sources = [inspect.getsource(c) for c in reversed(cls.__mro__) if is_dataclass(c) or c is cls]
+            sources = [inspect.getsource(c) for c in reversed(cls.__mro__)
+                       if is_dataclass(c) or c is cls]
             fields = re.findall(r'^    \w+:.*  # .*(?:\n +# .*)*', '\n'.join(sources), re.M)
             shown = '\n'.join([f'class {entry[2]}:', *fields])
-            out['data']['text/markdown'] = re.sub(
-                r'```python\n.*?```', lambda _: f'```python\n{shown}\n```', text, count=1, flags=re.S)
+            code = f'```python\n{shown}\n```'
+            out['data']['text/markdown'] = re.sub(r'```python\n.*?```', lambda _: code, text,
+                                                  count=1, flags=re.S)
     path.write_text(json.dumps(nb), encoding='utf-8')
 
 
 def tidy_entries(path:Path) -> None:
-    """What nbdev does to entries and should not: links inside code, where they stay text; those of
-    one cell in reverse; half a sentence in italics; names such as `__iter__` read as bold."""
+    """Correct the entries that nbdev writes: no links inside code, where they are not rendered;
+    the entries of one cell in order; whole sentences in italics; underscores of names escaped."""
     nb = json.loads(path.read_text(encoding='utf-8'))
     for cell in nb['cells']:
         for out in cell.get('outputs', []) if cell.get('has_sd') else ():
@@ -57,9 +75,9 @@ def tidy_entries(path:Path) -> None:
             code, end, words = rest.partition('\n```')
             head = re.sub('^#.*__.*', lambda name: name[0].replace('__', r'\_\_'), head, flags=re.M)
             code = re.sub(r'\[(`[^`]+`)\]\(http\S+?\)', r'\1', code)
-            entry = re.search(r'sparse_ae/([\w/]+)\.py#.*^#+ (\w+)\.(\w+)$', head, re.M | re.S)
+            entry = re.search(rf'{SOURCE}#.*^#+ (\w+)\.(\w+)$', head, re.M | re.S)
             if entry:
-                cls = getattr(importlib.import_module('sparse_ae.' + entry[1].replace('/', '.')), entry[2])
+                cls = getattr(module(entry[1]), entry[2])
                 property_ = isinstance(inspect.getattr_static(cls, entry[3]), property)
                 if property_: code = '@property\n' + code
             words = re.sub(r'^\n\n\*(.+)\*\n(\S.*(?:\n\S.*)*)', r'\n\n*\1\n\2*', words)
@@ -73,8 +91,8 @@ def tidy_entries(path:Path) -> None:
 
 
 def relink(pages:Path, names:dict[str, str]) -> None:
-    """Links to entries of this site, which nbdev makes for the names that Quarto gives to pages,
-    become relative ones to the pages that are there."""
+    """Make the links between entries relative. nbdev writes them with the page names of Quarto,
+    which differ from those of smalldocs."""
     for page in pages.rglob('*.html'):
         up = '../'*(len(page.relative_to(pages).parts) - 1)
         text = page.read_text(encoding='utf-8')
@@ -84,41 +102,75 @@ def relink(pages:Path, names:dict[str, str]) -> None:
 
 
 def for_smalldocs(source:Path) -> None:
-    "What Quarto does and smalldocs does not: the bibliography, and the rules of the theme as CSS."
+    "Prepare the sources for smalldocs: insert the bibliography, write the theme's rules as CSS."
     config = yaml.safe_load((source/'_quarto.yml').read_text(encoding='utf-8'))
     page = source/'reference'/'bibliography.qmd'
     text = re.sub(r'^nocite:.*\n', '', page.read_text(encoding='utf-8'), flags=re.M)
     listed = bibliography(source/config.pop('bibliography'))
     page.write_text(text.replace('::: {#refs}\n:::', listed), encoding='utf-8')
     html = config['format']['html']
-    html['theme'], html['css'] = {mode: names[0] for mode, names in html['theme'].items()}, 'theme.css'
+    html['css'] = 'theme.css'
+    html['theme'] = {mode: names[0] for mode, names in html['theme'].items()}
     rules = (source/'theme.scss').read_text(encoding='utf-8').partition('/*-- scss:rules --*/')[2]
     (source/'theme.css').write_text(rules, encoding='utf-8')
     (source/'theme.scss').unlink()
-    (source/'_quarto.yml').unlink()  # where it is a link, what it leads to stays
+    (source/'_quarto.yml').unlink()  # a link is removed, not its target
     (source/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
-    for path in source.rglob('*.ipynb'):  # a line of nbdev for Quarto
+    for path in source.rglob('*.ipynb'):  # smalldocs warns of keys that only Quarto reads
         nb = json.loads(path.read_text(encoding='utf-8'))
-        for cell in nb['cells']:
-            if cell['cell_type'] == 'code':
-                cell['source'] = re.sub('^output-file: .*\n', '', ''.join(cell['source']), flags=re.M)
+        matter = front_matter(path)
+        for key in ('aliases', 'output-file'): matter.pop(key, None)
+        if nb['cells'][0]['cell_type'] == 'raw':
+            nb['cells'][0]['source'] = f'---\n{yaml.safe_dump(matter)}---\n'
         path.write_text(json.dumps(nb), encoding='utf-8')
 
 
+def front_matter(path:Path) -> dict:
+    "Return the front matter that nbdev wrote into the first cell of a processed notebook."
+    first = json.loads(path.read_text(encoding='utf-8'))['cells'][0]
+    text = re.match(r'---\n(.*?)\n---', ''.join(first['source']), re.S)
+    return yaml.safe_load(text[1]) if text else {}
+
+
+def moved_pages(pages:dict[str, dict]) -> dict[str, str]:
+    """Return the old address of each moved page, with and without its number, and the new address.
+    `pages` maps an address to the front matter of the page."""
+    moved = {}
+    for address, matter in pages.items():
+        for alias in matter.get('aliases', []):
+            name = re.sub(r'^(\d+_)?(.*)\.html$', r'\2', alias.lstrip('/'))
+            section = f'#{SECTIONS[name]}' if name in SECTIONS else ''
+            for old in (alias.lstrip('/'), f'{name}.html'):
+                if old not in pages: moved.setdefault(old, address + section)
+    return moved
+
+
+def write_redirects(site:Path, moved:dict[str, str]) -> None:
+    "Write a page at each old address that leads to the new one; the anchor of a link is kept."
+    for old, new in moved.items():
+        path, (page, _, section) = site/old, new.partition('#')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        section = f'#{section}' if section else ''
+        path.write_text(REDIRECT.format(new=new, page=page, section=section), encoding='utf-8')
+
+
 if __name__ == '__main__':
-    # As `nbdev_docs`, but README.md stays as `make readme` wrote it, and Quarto may be missing
+    # like `nbdev_docs`, but README.md stays as `make readme` wrote it, and Quarto is optional
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__()
     source, target = proc_nbs(force=True), get_config().doc_path
     for path in source.rglob('*.ipynb'):
         tidy_entries(path)
         show_fields(path)
-    named = {}  # as Quarto calls a page: as smalldocs calls it
-    if shutil.which('quarto'): render = ['quarto', 'render', '--no-cache']
+    quarto = shutil.which('quarto')
+    named, pages = {}, {}   # page name of Quarto -> of smalldocs; address -> front matter
+    for path in source.rglob('*.ipynb'):
+        matter, address = front_matter(path), path.relative_to(source).with_suffix('.html')
+        by_quarto = address.with_name(matter.get('output-file', address.name)).as_posix()
+        named[by_quarto] = address.as_posix()
+        pages[by_quarto if quarto else address.as_posix()] = matter
+    if quarto: render = ['quarto', 'render', '--no-cache']
     else:
-        for path in source.rglob('*.ipynb'):
-            found = re.search(r'output-file: ([\w.-]+)', path.read_text(encoding='utf-8'))
-            if found: named[found[1]] = path.relative_to(source).with_suffix('.html').as_posix()
         for_smalldocs(source)
         render = [Path(sys.executable).parent/'smalldocs', 'render', '.']
     done = subprocess.run(render, cwd=source, stderr=subprocess.PIPE, text=True)
@@ -128,7 +180,8 @@ if __name__ == '__main__':
     for path in (source/target.name/'site_libs').rglob('*.css'):  # as `$web-font-path` in the theme
         css = path.read_text(encoding='utf-8')
         path.write_text(re.sub(r'@import\s*url\([^)]*\);', '', css), encoding='utf-8')
-    if named: relink(source/target.name, named)
+    if not quarto: relink(source/target.name, named)
+    write_redirects(source/target.name, moved_pages(pages))
     shutil.rmtree(target, ignore_errors=True)
     shutil.move(source/target.name, target)
-    print(f'Look at {target.relative_to(Path.cwd())/"index.html"}')
+    print(f'The site is in {target.relative_to(Path.cwd())/"index.html"}')

@@ -1,8 +1,8 @@
-"""Keep the notebooks: run them, clean them, write README.md from the index, and say what is not
-clean.
+"""Run and clean the notebooks, and write README.md from the index.
 
     python tools/notebooks.py run [NOTEBOOK ...]   execute in fresh kernels, in place, then clean
                                                    (default: all)
+    python tools/notebooks.py clean [NOTEBOOK ...] clean without executing
     python tools/notebooks.py readme               write README.md and README_files/
                                                    from nbs/index.ipynb
 """
@@ -16,24 +16,31 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbdev.clean import clean_nb
+from nbdev.config import get_config
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = 'application/vnd.jupyter.widget-view+json'
-INSTALLS = '%pip install -q "sparse_ae[sklearn] @ git+https://github.com/sparse-ae/sparse_ae"'
+INSTALLS = f"""\
+#| hide
+#| eval: false
+if 'google.colab' in str(get_ipython()):
+    %pip install -q "sparse_ae[sklearn] @ git+{get_config(path=ROOT).git_url}\""""
 
 
 def notebooks() -> list[Path]:
-    "All notebooks of the project, in the order in which a reader meets them."
+    "Return all notebooks of the project, sorted by path."
     return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb')
                   if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
 
 
 def clean(nb) -> None:
-    """What `nbdev_clean` removes, what pages do not show (`output: false`), and everything that is
-    alive only beside a kernel: widget views and progress bars."""
+    """Remove what `nbdev_clean` removes, outputs that pages hide (`output: false`), and outputs
+    that need a kernel: widget views and progress bars. Write the repository's address of `settings.ini`
+    into the cell that installs the library on Colab."""
     clean_nb(nb)
     nb['metadata'].pop('widgets', None)
     for cell in nb['cells']:
+        if "if 'google.colab' in" in cell['source']: cell['source'] = INSTALLS
         kept = []
         for out in cell.get('outputs', []):
             widget = out.get('data', {}).pop(WIDGET, None)
@@ -45,7 +52,7 @@ def clean(nb) -> None:
 
 
 def faults(nb) -> list[str]:
-    "Why `nb` is not fit to be read as a page; empty if it is."
+    "Return the reasons why `nb` cannot be published as a page."
     found, cleaned = [], copy.deepcopy(nb)
     clean(cleaned)
     if cleaned != nb: found.append('not clean: make notebooks')
@@ -61,7 +68,7 @@ def faults(nb) -> list[str]:
         if any(len(line) > 100 and not line.startswith('#|')
                for line in cell.source.splitlines()):
             found.append(f'code cell {number} has a line of more than 100 columns')
-    if not any(INSTALLS in cell.source for cell in nb['cells']):
+    if not any(cell.source == INSTALLS for cell in nb['cells']):
         found.append(f'no cell installs the library on Colab: {INSTALLS}')
     if len(str(nb)) > 2**20: found.append('larger than a megabyte')
     return found
@@ -79,7 +86,7 @@ def run(path: Path) -> None:
 
 
 def readme() -> tuple[str, dict[str, bytes]]:
-    "The text of README.md and the pictures that it shows, by file name, from `nbs/index.ipynb`."
+    "Return the text of README.md and its pictures by file name, made from `nbs/index.ipynb`."
     parts, pictures = [], {}
     for cell in nbformat.read(ROOT/'nbs/index.ipynb', as_version=4).cells:
         lines = cell.source.splitlines()
@@ -100,11 +107,12 @@ def readme() -> tuple[str, dict[str, bytes]]:
                 parts.append(f'```\n{text.rstrip()}\n```')
     text = '\n\n'.join(parts) + '\n'
     note = '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n'
-    return note + re.sub(r'\(((?:\w+/)?\w+\.(?:ipynb|qmd)(?:#[\w-]+)?)\)', r'(nbs/\1)', text), pictures
+    page = r'\(((?:\w+/)?\w+\.(?:ipynb|qmd)(?:#[\w-]+)?)\)'
+    return note + re.sub(page, r'(nbs/\1)', text), pictures
 
 
 def write_readme() -> None:
-    "Write README.md and its pictures; pictures of an earlier version go."
+    "Write README.md and its pictures; remove the pictures of an earlier version."
     text, pictures = readme()
     (ROOT/'README.md').write_text(text, encoding='utf-8')
     folder = ROOT/'README_files'
@@ -120,5 +128,10 @@ if __name__ == '__main__':
             for path in map(Path, names) if names else notebooks():
                 print(f'running {path.name}', flush=True)
                 run(path)
+        case ['clean', *names]:
+            for path in map(Path, names) if names else notebooks():
+                nb = nbformat.read(path, as_version=4)
+                clean(nb)
+                nbformat.write(nb, path)
         case ['readme']: write_readme()
         case _: sys.exit(__doc__)

@@ -1,5 +1,7 @@
-"""Print the Python of a README's "Quick start", so that what users copy is what is run:
-quick_start.py README.md"""
+"""Print the Python code of the section "Quick start", so that a test can run it.
+
+    python tools/quick_start.py README.md
+"""
 import re
 import sys
 from pathlib import Path

@@ -24,8 +24,9 @@ from ..callbacks import Callback, EarlyStopping
 from ..eval_viz import check_image_shape, dictionary, mosaic
 from .display import (RUNNING_TASKS, BackgroundTask, LiveCurves, WidgetWithPicture,
                                    array_png, has_front_end, image_widget, stacked_png, tiles)
+from ..losses import METRICS
 from ..sparsity_control import SparsityTarget
-from ..training import METRICS, Trainer
+from ..training import Trainer
 from ..validation import check_int, check_positive
 
 # %% ../../nbs/lab/02_dashboard.ipynb #8f57d2e0

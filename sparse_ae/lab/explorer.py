@@ -25,12 +25,13 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ..activations import eval_mode
 from ..eval_viz import check_image_shape, dictionary, mosaic, new_figure
 from ..io import atomic_write
 from .display import (BackgroundTask, WidgetWithPicture, array_png, figure_png,
                                    has_front_end, image_widget, stacked_png, tiles)
-from ..models import eval_mode
-from ..training import check_autoencoder, encode_batch, reconstruct
+from ..models import check_autoencoder
+from ..training import encode_batch, reconstruct
 from ..validation import check_choice, check_int
 
 # %% ../../nbs/lab/03_explorer.ipynb #72949d43

@@ -21,9 +21,8 @@ from .dashboard import TrainingDashboard
 from .display import (WidgetWithPicture, figure_controls, figure_png, image_widget,
                                    interact_figure, stacked_png)
 from .explorer import FeatureExplorer
-from ..losses import PENALTIES, get_penalty
+from ..losses import METRICS, PENALTIES, get_penalty
 from ..sweeps import Sweep
-from ..training import METRICS
 from ..validation import check_choice
 
 # %% ../../nbs/lab/01_widgets.ipynb #577a2719
