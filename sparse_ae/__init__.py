@@ -5,21 +5,38 @@ from .activations import (BatchTopK, CodeActivation, Gated, HardThreshold, JumpR
                           MatchingPursuit, SoftThreshold, TopK, Unrolled)
 from .callbacks import (Callback, EarlyStopping, LogFile, StopTraining, TensorBoardLog,
                         TrainingDiverged, WandbLog)
-from .data import digits, image_patches, sparse_dictionary, train_val_split
+from .data import Rows, digits, image_patches, sparse_dictionary, train_val_split
 from .eval_viz import (dictionary, evaluate_sparse_autoencoder, feature_contributions,
-                       local_dictionary, match_dictionaries, plot_dictionary,
-                       plot_reconstructions, plot_sparse_autoencoder_analysis,
-                       plot_sparse_training_history)
-from .losses import (HoyerTarget, get_penalty, hoyer_projection, hoyer_sparseness,
+                       local_dictionary, match_dictionaries, plot_dictionary, plot_reconstructions,
+                       plot_sparse_autoencoder_analysis, plot_sparse_training_history)
+from .losses import (HoyerTarget, Metric, Penalty, get_penalty, hoyer_projection, hoyer_sparseness,
                      hoyer_sparsity_loss, kl_divergence_sparsity_loss, l0_sparsity_loss,
                      l1_sparsity_loss, lifetime_sparseness, log_sparsity_loss, mean_activation,
                      p_norm_sparsity_loss, population_sparseness)
 from .models import SparseAutoencoder, TiedWeightSparseAutoencoder
+from .options import TrainingOptions
 from .regularizers import (Contractive, GateReconstruction, Isometry, LayerSparsity,
-                           NestedReconstruction)
+                           NestedReconstruction, Regularizer)
 from .sparsity_control import AnnealedPNorm, AuxiliaryLoss, Resample
-from .training import Trainer, train_sparse_autoencoder_with_early_stopping
-from . import io, presets  # give the models save_pretrained, from_pretrained and from_preset
+from .training import StepEngine, Trainer, train_sparse_autoencoder_with_early_stopping
 from .sweeps import plot_sweep, sweep
-from .engines import dense, sparse_codes, cuda_graphs, stacked  # register themselves
+from . import io, presets   # add save_pretrained, from_pretrained and from_preset to the models
+from .engines import dense, sparse_codes, cuda_graphs, stacked   # add themselves to ENGINES
 from .lab.widgets import FeatureExplorer, LossPlayground, TrainingDashboard, compare_runs
+
+__all__ = [
+    'AnnealedPNorm', 'AuxiliaryLoss', 'BatchTopK', 'Callback', 'CodeActivation', 'Contractive',
+    'EarlyStopping', 'FeatureExplorer', 'Gated', 'GateReconstruction', 'HardThreshold',
+    'HoyerTarget', 'Isometry', 'JumpReLU', 'LayerSparsity', 'LogFile', 'LossPlayground',
+    'MatchingPursuit', 'Metric', 'NestedReconstruction', 'Penalty', 'Regularizer', 'Resample',
+    'Rows', 'SoftThreshold', 'SparseAutoencoder', 'StepEngine', 'StopTraining',
+    'TensorBoardLog', 'TiedWeightSparseAutoencoder', 'TopK', 'Trainer', 'TrainingDashboard',
+    'TrainingDiverged', 'TrainingOptions', 'Unrolled', 'WandbLog', 'compare_runs', 'dictionary',
+    'digits', 'evaluate_sparse_autoencoder', 'feature_contributions', 'get_penalty',
+    'hoyer_projection', 'hoyer_sparseness', 'hoyer_sparsity_loss', 'image_patches',
+    'kl_divergence_sparsity_loss', 'l0_sparsity_loss', 'l1_sparsity_loss',
+    'lifetime_sparseness', 'local_dictionary', 'log_sparsity_loss', 'match_dictionaries',
+    'mean_activation', 'p_norm_sparsity_loss', 'plot_dictionary', 'plot_reconstructions',
+    'plot_sparse_autoencoder_analysis', 'plot_sparse_training_history', 'plot_sweep',
+    'population_sparseness', 'sparse_dictionary', 'sweep',
+    'train_sparse_autoencoder_with_early_stopping', 'train_val_split']

@@ -267,13 +267,13 @@ def mean_squared_error(
 # %% ../nbs/01_losses.ipynb #1f423461
 def population_sparseness(
     z:Tensor,    # Code, shape `(..., latent_dim)`, `latent_dim >= 2`
-) -> Tensor:     # Of each sample, shape `(...)`, in [0, 1]
+) -> Tensor:     # Sparseness of each sample, shape `(...)`, in [0, 1]
     "Hoyer sparseness over the latents, of each sample; a silent sample counts as 1."
     return hoyer_sparseness(z)
 
 def lifetime_sparseness(
     z:Tensor,    # Code, shape `(..., latent_dim)`, at least 2 samples
-) -> Tensor:     # Of each latent, shape `(latent_dim,)`, in [0, 1]
+) -> Tensor:     # Sparseness of each latent, shape `(latent_dim,)`, in [0, 1]
     """Hoyer sparseness over the samples, of each latent; a dead latent counts as 1.
 
     Raises `ValueError` for a single sample. Source of the distinction: Willmore & Tolhurst,

@@ -59,7 +59,7 @@ def batch_losses(
     penalty_scale:'float|Tensor'=1.,               # Fraction of that weight in effect
     regularizers:Sequence=(),                      # Further terms, such as `LayerSparsity`
     generator:'torch.Generator|None'=None,         # Random numbers of regularisers
-    error:Callable[[Tensor, Tensor], Tensor]=mean_squared_error,  # Of reconstruction and inputs
+    error:Callable[[Tensor, Tensor], Tensor]=mean_squared_error,  # Reconstruction error
 ) -> Losses:
     "Compute the losses of one batch from one encoder pass."
     model = as_autoencoder(model)
