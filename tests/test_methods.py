@@ -37,7 +37,7 @@ def test_gradients_are_those_of_the_loss(name):
     # the gate's own loss holds the decoder constant, which differences do not
     terms = [t for t in training.get('regularizers', ()) if t.name != 'gate']
 
-    def loss(): return batch_losses(model, x, penalty, 0.1, terms=terms).objective
+    def loss(): return batch_losses(model, x, penalty, 0.1, regularizers=terms).objective
     gradients = torch.autograd.grad(loss(), list(model.parameters()), allow_unused=True)
     for (key, p), gradient in zip(model.named_parameters(), gradients):
         if key == 'activation.log_threshold': continue
