@@ -23,6 +23,7 @@ from tables import run
 
 from sparse_ae import SparseAutoencoder, sweep, training
 from sparse_ae.callbacks import EVENTS, LogFile, ProgressBar
+from sparse_ae.engines.dense import hold_unit_norm, normalize_decoder
 from sparse_ae.io import Checkpoint
 from sparse_ae.training import Meter, Trainer
 
@@ -120,21 +121,20 @@ def bare(epochs, batch_size):
     t = Trainer(classical(), data(), data(256, seed=1), epochs, 1e-3, epochs, sparsity_type='l1',
                 batch_size=batch_size, seed=0, verbose=0, revive=None)
     t.start()
-    unit_norm = hold_unit_norm(t.model)
-    unit_norm.__enter__()  # until the function returns
     penalty = training.lighter(t.model.activation, t.penalty)
 
     def loss(x):
         z = training.encode_batch(t.model, x, lean=True).z
         return 0.1*penalty(z) + F.mse_loss(t.model.decode(z), x)
-    for _ in range(epochs):
-        for step in t.train.epoch():
-            for p in t.parameters: p.grad = None
-            loss(step[0]).backward()
-            t.optimizer.step()
-            t.model.normalize_decoder_weights()
-        with torch.no_grad():
-            for step in t.val.epoch(): loss(step[0])
+    with hold_unit_norm(t.model):
+        for _ in range(epochs):
+            for step in t.train.epoch():
+                for p in t.parameters: p.grad = None
+                loss(step[0]).backward()
+                t.optimizer.step()
+                normalize_decoder(t.model)
+            with torch.no_grad():
+                for step in t.val.epoch(): loss(step[0])
 
 
 def bookkeeping(rounds):

@@ -3,7 +3,8 @@ __version__ = "0.1.0"
 
 from .activations import (BatchTopK, CodeActivation, Gated, HardThreshold, JumpReLU,
                           MatchingPursuit, SoftThreshold, TopK, Unrolled)
-from .callbacks import Callback, EarlyStopping, LogFile, TensorBoardLog, WandbLog
+from .callbacks import (Callback, EarlyStopping, LogFile, StopTraining, TensorBoardLog,
+                        TrainingDiverged, WandbLog)
 from .data import digits, image_patches, sparse_dictionary, train_val_split
 from .eval_viz import (dictionary, evaluate_sparse_autoencoder, feature_contributions,
                        local_dictionary, match_dictionaries, plot_dictionary,
@@ -17,8 +18,8 @@ from .models import SparseAutoencoder, TiedWeightSparseAutoencoder
 from .regularizers import (Contractive, GateReconstruction, Isometry, LayerSparsity,
                            NestedReconstruction)
 from .sparsity_control import AnnealedPNorm, AuxiliaryLoss, Resample
-from .training import Trainer, TrainingDiverged, train_sparse_autoencoder_with_early_stopping
+from .training import Trainer, train_sparse_autoencoder_with_early_stopping
 from . import io, presets  # give the models save_pretrained, from_pretrained and from_preset
 from .sweeps import plot_sweep, sweep
-from .engines import step_engines, cuda_graphs, stacked  # register themselves
+from .engines import dense, sparse_codes, cuda_graphs, stacked  # register themselves
 from .lab.widgets import FeatureExplorer, LossPlayground, TrainingDashboard, compare_runs

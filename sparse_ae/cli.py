@@ -23,6 +23,7 @@ import torch
 from fastcore.script import anno_parser
 from torch import Tensor, nn
 
+from .callbacks import TrainingDiverged
 from .data import image_patches, sample_rows, train_val_split
 from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dictionary,
                                 plot_reconstructions, plot_sparse_autoencoder_analysis,
@@ -31,7 +32,7 @@ from .io import CHECKPOINT, atomic_write
 from .lab.explorer import FeatureExplorer
 from .losses import METRICS
 from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
-from .training import TrainingDiverged, train_sparse_autoencoder_with_early_stopping
+from .training import train_sparse_autoencoder_with_early_stopping
 from .validation import as_tensor_rows, check_choice
 
 # %% ../nbs/12_cli.ipynb #522a4e09
@@ -345,7 +346,7 @@ def sparse_ae_train(
     # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated, topk:8, batch_topk:8
     activation:str='relu',
     decoder_norm:str='row',       # Rows or columns of the decoder with norm 1: row, atom or none
-    tied:bool=False,              # Decoder uses the transposed encoder weights (default: its own)
+    tied:bool=False,              # Whether the decoder uses the transposed encoder weights
     sparsity_type:str='kl',       # Penalty: kl, l1, hoyer, log, l0 (with jumprelu) or none
     sparsity_weight:float=0.1,    # Weight of the penalty
     target_sparsity:float=0.05,   # Target rate of kl, between 0 and 1

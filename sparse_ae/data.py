@@ -525,6 +525,33 @@ def _buffer_lengths(self:Batches) -> list[int]:
     size = math.ceil(self.buffer_rows / _BLOCKS) * _BLOCKS
     return [min(size, n - start) for start in range(0, n, size)]
 
+# %% ../nbs/04_data.ipynb #dataepo1
+@patch
+def check_epochs(
+    self:Batches,
+    repeated:bool,    # Whether each epoch must give the same data again
+) -> None:
+    "Raise `ValueError` for an iterator that has no epochs."
+    if not self.is_iterator: return
+    if repeated:
+        raise ValueError(f"{self.name} must be there anew in each epoch, got an iterator, "
+                         f"{type(self.loader).__name__}")
+    if self.steps is None:
+        raise ValueError("steps_per_epoch must be given when train_data is an iterator, which has "
+                         "no epochs of its own")
+
+@patch(as_prop=True)
+def step_fraction(self:Batches) -> float:
+    "Length of a step in epochs; 1 if the number of steps per epoch is unknown."
+    try: return 1 / len(self)
+    except TypeError: return 1.
+
+@patch(as_prop=True)
+def epoch_progress(self:Batches) -> float:
+    "Fraction of the epoch that was done before the current step; 0 if it is unknown."
+    if self.step_fraction == 1 and self.steps_in_epoch != 1: return 0.
+    return max(0, self.steps_in_epoch - 1) * self.step_fraction
+
 # %% ../nbs/04_data.ipynb #state002
 @patch
 def fingerprint(self:Batches) -> 'str|None':

@@ -23,9 +23,8 @@ from matplotlib.figure import Figure  # pyplot would start a graphical backend
 from .activations import eval_mode
 from .data import Batches
 from .losses import METRICS, Measurements, Metric, hoyer_sparseness
-from .models import BaseSparseAutoencoder, check_autoencoder
+from .models import BaseSparseAutoencoder, check_autoencoder, encode_batch, reconstruct
 from .regularizers import jacobians
-from .training import encode_batch, reconstruct
 from .validation import as_tensor_rows, check_device, check_int, require
 
 # %% ../nbs/03_eval_viz.ipynb #eval_e01

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['PENALTIES', 'METRICS', 'check_code', 'l1_sparsity_loss', 'mean_activation', 'kl_divergence_sparsity_loss',
            'hoyer_sparseness', 'hoyer_sparsity_loss', 'HoyerTarget', 'log_sparsity_loss', 'p_norm_sparsity_loss',
-           'l0_sparsity_loss', 'Penalty', 'no_sparsity_loss', 'get_penalty', 'population_sparseness',
-           'lifetime_sparseness', 'l1_for_sparseness', 'hoyer_projection', 'Measurements', 'Metric']
+           'l0_sparsity_loss', 'Penalty', 'no_sparsity_loss', 'get_penalty', 'total_loss', 'mean_squared_error',
+           'population_sparseness', 'lifetime_sparseness', 'l1_for_sparseness', 'hoyer_projection', 'Measurements',
+           'Metric']
 
 # %% ../nbs/01_losses.ipynb #315c82f4
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -240,6 +242,27 @@ def _penalty_of(function:Callable) -> Penalty:
         penalty = replace(penalty, function=partial(bound.func, *bound.args, **options),
                           nonnegative_form=None)
     return penalty if target is None else penalty.with_target(check_fraction('target_sparsity', target))
+
+# %% ../nbs/01_losses.ipynb #totloss2
+def total_loss(
+    recon:Tensor,                    # Reconstruction error, scalar
+    sparsity:Tensor,                 # Penalty, scalar
+    sparsity_weight:'float|Tensor',  # Weight of the penalty
+    weighted:Iterable[Tensor]=(),    # Weighted regularisers, scalars
+) -> Tensor:                         # Scalar, in the dtype of the terms
+    "Return the training loss: the sum of its terms."
+    if isinstance(sparsity_weight, Tensor):  # in at least single precision, as a Python number
+        weight = sparsity_weight.to(torch.promote_types(sparsity.dtype, torch.float32))
+        return sum(weighted, recon) + (weight*sparsity).to(sparsity.dtype)
+    return sum(weighted, recon) + sparsity_weight*sparsity
+
+def mean_squared_error(
+    a:Tensor,    # Reconstruction
+    b:Tensor,    # Inputs, shape of `a`
+) -> Tensor:     # Scalar
+    "Return `F.mse_loss` in the more precise of the two dtypes."
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return F.mse_loss(a.to(dtype), b.to(dtype))
 
 # %% ../nbs/01_losses.ipynb #1f423461
 def population_sparseness(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DECODER_NORMS', 'FAST_FORWARD', 'unit_norm', 'check_hidden_dims', 'BaseSparseAutoencoder', 'Layer', 'affine',
            'linear_stack', 'Encoded', 'project_to_tangent', 'SparseAutoencoder', 'TiedWeightSparseAutoencoder',
-           'check_autoencoder', 'AdaptedAutoencoder', 'as_autoencoder', 'geometric_median']
+           'check_autoencoder', 'AdaptedAutoencoder', 'encode_batch', 'decode_batch', 'reconstruct', 'count_active',
+           'trainable_parameters', 'as_autoencoder', 'geometric_median']
 
 # %% ../nbs/00_models.ipynb #091acb53
 import math
@@ -473,6 +474,56 @@ def assume_unit_norm(self:AdaptedAutoencoder, project_gradient:bool=True) -> Abs
 def config(self:AdaptedAutoencoder) -> dict[str, list[int]]:
     "Shapes of the entries of the module's state, by name."
     return {name: list(value.shape) for name, value in self.module.state_dict().items()}
+
+# %% ../nbs/00_models.ipynb #modelenc
+def encode_batch(
+    model:nn.Module,     # Module with `encode` and `decode`
+    x:Tensor,            # Inputs, shape `(batch, ...)`
+) -> Encoded:            # Code, pre-activation and hidden activations, as far as `model` has them
+    "Encode `x`. Raises `TypeError` unless the code is a floating-point tensor."
+    return as_autoencoder(model).encode_layers(x)
+
+def decode_batch(
+    model:nn.Module,    # Module with `encode` and `decode`
+    z:Any,              # Code of `x`
+    x:Tensor,           # Inputs, shape `(batch, ...)`
+) -> Tensor:            # Reconstruction, shape of `x`
+    "Decode `z`. Raises `ValueError` unless the result has the shape of `x`."
+    x_reconstructed = model.decode(z)
+    if x_reconstructed.shape != x.shape:  # broadcasting would hide the mistake
+        raise ValueError(f"model.decode must return shape {tuple(x.shape)}, as its input has; "
+                         f"got {tuple(x_reconstructed.shape)}")
+    return x_reconstructed
+
+def reconstruct(
+    model:nn.Module,     # Module with `encode` and `decode`
+    x:Tensor,            # Inputs, shape `(batch, ...)`
+) -> tuple[Encoded, Tensor]:  # Code, and reconstruction of the shape of `x`
+    "Encode and decode `x`. Raises as `encode_batch` and `decode_batch` do."
+    encoded = encode_batch(model, x)
+    return encoded, decode_batch(model, encoded.z, x)
+
+# %% ../nbs/00_models.ipynb #modelenc3
+def count_active(
+    code:Any,    # Code: a tensor `(batch, ..., latent_dim)`, or a sparse code with `active()`
+) -> Tensor:     # Shape `(..., latent_dim)` in one dimension, single precision
+    "Count the samples in which each latent is active."
+    if not isinstance(code, Tensor): return code.active()
+    # sign().abs() is 1 where code != 0; on a CPU it is twice as fast as the comparison
+    return code.detach().sign().abs().flatten(1).sum(0, dtype=torch.float32)
+
+def trainable_parameters(
+    model:nn.Module,    # Module with `encode` and `decode`
+) -> list[Tensor]:
+    "Return the parameters that require a gradient. Raises `ValueError` if training cannot."
+    trainable = [p for p in check_autoencoder(model).parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("model must have parameters that require a gradient, "
+                         f"{type(model).__name__} has none")
+    if any(p.dtype == torch.float16 for p in trainable):
+        raise ValueError("model must not be float16 in training, where Adam's epsilon is 0; "
+                         "use float32 or bfloat16, and convert it afterwards")
+    return trainable
 
 # %% ../nbs/00_models.ipynb #models9f
 def as_autoencoder(

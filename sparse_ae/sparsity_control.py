@@ -352,14 +352,15 @@ def _latent_parameters(model:BaseSparseAutoencoder) -> list[tuple[Tensor, int]]:
 def reset_optimizer_state(
     model:BaseSparseAutoencoder,   # Model of the optimiser
     latents:Tensor,                # Indices of the revived latents
-    moments:Callable[[Tensor], list[Tensor]],   # Optimiser state with the shape of a parameter
+    optimizer:torch.optim.Optimizer,   # Optimiser whose state is reset
 ) -> None:
     """Set first moments of these latents to 0, and second moments (tensors without a negative
     entry) to the mean over the other latents."""
     others = torch.ones(model.latent_dim, dtype=torch.bool)
     others[latents.cpu()] = False
     for parameter, dim in _latent_parameters(model):
-        for moment in moments(parameter):
+        for moment in optimizer.state.get(parameter, {}).values():
+            if not isinstance(moment, Tensor) or moment.shape != parameter.shape: continue
             by_latent = moment.movedim(dim, 0)
             is_second = (moment >= 0).all() and others.any()
             by_latent[latents] = by_latent[others.to(moment.device)].mean(0) if is_second else 0
@@ -371,8 +372,7 @@ def resample(
     dead:Tensor,                  # Whether each latent is dead, booleans `(latent_dim,)`
     x:Tensor,                     # Inputs to choose from, shape `(n, input_dim)`
     generator:'torch.Generator|None'=None,   # Random numbers; `None`: the global ones
-    # Optimiser state with the shape of a parameter
-    moments:Callable[[Tensor], list[Tensor]]=lambda parameter: [],
+    optimizer:'torch.optim.Optimizer|None'=None,   # Optimiser whose state is reset, if any
 ) -> int:                         # Number of revived latents, at most `n`
     "Point dead latents at badly reconstructed inputs."
     encoded, latents = model.encode_layers(x), dead.nonzero().flatten()
@@ -383,7 +383,7 @@ def resample(
     if _latents_compete(model):
         revive_competing(model, latents, unit_norm(residual[chosen], 1), x)
     else: revive_linear(model, latents, chosen, x, encoded)
-    reset_optimizer_state(model, latents, moments)
+    if optimizer is not None: reset_optimizer_state(model, latents, optimizer)
     return len(latents)
 
 # %% ../nbs/07_sparsity_control.ipynb #21f094d6
@@ -410,7 +410,7 @@ class Resample(DeadLatents):
         if dead is None or not dead.any(): return
         with eval_mode(trainer.model, no_grad=True):
             self.num_revived += resample(trainer.model, dead, torch.cat(trainer.batches),
-                                         trainer.generator, trainer.optimizer_state_like)
+                                         trainer.generator, trainer.optimizer)
 
     def after_epoch(self, trainer):
         trainer.history['revived'].append(self.num_revived)

@@ -8,6 +8,7 @@ __all__ = ['GROUP_ENGINES', 'TrainerGroup', 'runs_together', 'Run', 'grid_points
 # %% ../nbs/10_sweeps.ipynb #87a753f5
 import inspect
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -89,7 +90,9 @@ def train_steps(self:TrainerGroup) -> Iterator[list[tuple[list[Tensor], float]]]
     if running != self.members:
         if self.engine: self.engine.close()
         self.members, self.engine = running, self.engine_class(running)
-    for t in self.members: t.begin_epoch()
+    for t in self.members:
+        t.epoch_start = time.perf_counter()
+        t.model.train()
     for step in self._steps('train'):
         for t, batches in zip(self.members, step): t.batches = batches
         rows = sum(map(len, step[0]))
@@ -114,7 +117,9 @@ def losses_of(
 @contextmanager
 def validation(self:TrainerGroup) -> Iterator[None]:
     "Eval mode without gradients for all members."
-    for t in self.members: t.begin_validation()
+    for t in self.members:
+        t.model.eval()
+        t.val.features, t.val_meter = t.train.features, Meter()
     with torch.no_grad(): yield
 
 @patch

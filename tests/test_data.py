@@ -5,9 +5,11 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
-from sparse_ae import (Callback, SparseAutoencoder, TopK, evaluate_sparse_autoencoder,
-                       plot_reconstructions, sweep, train_sparse_autoencoder_with_early_stopping)
+from sparse_ae import (Callback, FeatureExplorer, SparseAutoencoder, TopK,
+                       evaluate_sparse_autoencoder, plot_reconstructions, sweep,
+                       train_sparse_autoencoder_with_early_stopping)
 from sparse_ae.data import Batches, Rows, data_scale, open_rows, sample_rows
+from sparse_ae.lab.explorer import latent_statistics
 
 
 class Files:
@@ -123,3 +125,15 @@ def test_a_dataset_that_is_read_by_index(split):
     assert rows.shape == tuple(split[1].shape)
     assert torch.equal(sample_rows(rows, 9), sample_rows(split[1], 9))
     assert rows.fingerprint() == open_rows('data', split[1].numpy()).fingerprint()
+
+
+def test_explorer_and_statistics(files, split):
+    torch.manual_seed(0)
+    model = SparseAutoencoder(64, 12)
+    expected = latent_statistics(model, split[1])
+    for data in (files[1], TensorDataset(split[1])):
+        statistics = latent_statistics(model, data)
+        for name in ('density', 'mean', 'top_values', 'top_samples'):
+            assert torch.equal(getattr(statistics, name), getattr(expected, name)), name
+        views = [FeatureExplorer(model, x).wait().describe(3) for x in (data, split[1])]
+        assert views[0][:4] == views[1][:4]

@@ -459,7 +459,7 @@ def test_revived_latents_start_with_the_memory_of_the_living(split):
     first, second = (trainer.optimizer.state[W][name] for name in ('exp_avg', 'exp_avg_sq'))
     assert first[dead].abs().sum() > 0
     living = second[~dead].mean(0)
-    assert resample(trainer.model, dead, split[0], moments=trainer.optimizer_state_like) == 3
+    assert resample(trainer.model, dead, split[0], optimizer=trainer.optimizer) == 3
     assert first[dead].abs().sum() == 0 and first[~dead].abs().sum() > 0
     assert_close(second[dead], living.expand(3, -1))
 

@@ -13,7 +13,8 @@ from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder
                        train_sparse_autoencoder_with_early_stopping, training)
 from sparse_ae.callbacks import Callback
 from sparse_ae.sparsity_control import Resample
-from sparse_ae.training import Trainer, TrainingDiverged, _Graph
+from sparse_ae.training import Trainer, _Graph
+from sparse_ae.callbacks import TrainingDiverged
 from sparse_ae.engines.dense import count_active, hold_unit_norm, normalize_decoder
 from sparse_ae.engines.sparse_codes import decode_sparse, encode_sparse, top_k, top_k_flat
 from sparse_ae.engines.triton_kernels import COPIES, mean_squared_error

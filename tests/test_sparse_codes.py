@@ -319,7 +319,8 @@ def trained(interpreted, *args, **options):
     t = trainer(*args, **options)
     t.fit()
     assert len(COPIES) == 0
-    moments = [m for p in t.parameters for m in t.optimizer_state_like(p)]
+    moments = [m for p in t.parameters for m in t.optimizer.state.get(p, {}).values()
+               if m.shape == p.shape]
     return t.history['val_loss'], list(t.model.parameters()), moments
 
 class Watch(Callback):  # gradients are projected

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SELECT', 'top_k', 'top_k_flat', 'Transposed', 'SparsePattern', 'SparseCode', 'concatenate_codes', 'weighted_row_sums',
            'sampled_dot_products', 'select_top_k', 'select_batch_top_k', 'selection_for', 'sparse_encode',
-           'sparse_decode', 'why_not_sparse', 'has_sparse_path', 'encode_sparse', 'decode_sparse', 'sparse_forward']
+           'sparse_decode', 'why_not_sparse', 'has_sparse_path', 'encode_sparse', 'decode_sparse', 'sparse_forward',
+           'SparseCodeEngine']
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #c700335c
 import math
@@ -22,7 +23,9 @@ from torch.autograd.function import once_differentiable
 from ..activations import BatchTopK, CodeActivation, Linear, TopK
 from .dense import unit_norm_
 from .triton_kernels import cast_cached, triton_kernels
-from ..models import DECODER_NORMS, FAST_FORWARD, BaseSparseAutoencoder
+from ..models import (DECODER_NORMS, FAST_FORWARD, AdaptedAutoencoder,
+                              BaseSparseAutoencoder, Encoded)
+from ..training import ENGINES, StepEngine
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #0b542120
 def _topk(u:Tensor, k:int) -> tuple[Tensor, Tensor]:
@@ -390,3 +393,33 @@ def sparse_forward(
     return None if code is None else decode_sparse(model, code)
 
 FAST_FORWARD.append(sparse_forward)
+
+# %% ../../nbs/engines/00_sparse_codes.ipynb #sparseg2
+class _SparseView(AdaptedAutoencoder):
+    "A model that encodes into a `SparseCode` and decodes from it."
+    def encode_layers(self, x, keep_hidden=True):
+        code = encode_sparse(self.module, x)
+        return self.module.encode_layers(x) if code is None else Encoded(code)
+
+    def decode(self, z):
+        return (decode_sparse(self.module, z) if isinstance(z, SparseCode) else
+                self.module.decode(z))
+
+class SparseCodeEngine(StepEngine):
+    "Encodes, decodes and differentiates with the active entries of a top-k code alone."
+    def __init__(self, trainer):
+        super().__init__(trainer)
+        self.model = _SparseView(trainer.model)
+
+    @classmethod
+    def why_not(cls, trainer):
+        reason, activation = why_not_sparse(trainer.model), trainer.autoencoder.activation
+        own_input = type(activation).penalty_input is not CodeActivation.penalty_input
+        reasons = {
+            reason: reason is not None,
+            "there are regularisers, which need hidden activations or a dense code": trainer.terms,
+            "the penalty acts on the pre-activation":
+                trainer.penalty.acts_on == 'step' or own_input}
+        return [reason for reason, applies in reasons.items() if applies]
+
+ENGINES.append(SparseCodeEngine)

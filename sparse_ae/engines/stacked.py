@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .dense import hold_unit_norm, normalize_decoder
-from ..models import BaseSparseAutoencoder, Encoded
+from ..losses import total_loss
+from ..models import BaseSparseAutoencoder, Encoded, count_active, reconstruct
 from ..options import make_optimizer
 from ..sparsity_control import AuxiliaryLoss
 from ..sweeps import GROUP_ENGINES
-from ..training import Losses, Trainer, count_active, reconstruct, total_loss
+from ..training import Losses, Trainer
 
 # %% ../../nbs/engines/03_stacked.ipynb #stk00006
 class _StackedNorm(nn.BatchNorm1d):

@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..callbacks import Callback, EarlyStopping
+from ..callbacks import Callback, EarlyStopping, StopTraining
 from ..eval_viz import check_image_shape, dictionary, mosaic
 from .display import (RUNNING_TASKS, BackgroundTask, LiveCurves, WidgetWithPicture,
                                    array_png, has_front_end, image_widget, stacked_png, tiles)
@@ -200,7 +200,7 @@ def _add_controls(self:TrainingDashboard, panel:_DashboardPanel) -> None:
     t, in_background = self.trainer, self.in_background
     panel.pause.disabled = panel.stop.disabled = not in_background
     target = self._sparsity_target()
-    if t.sparsity_weight and t.options['sparsity_type'] != 'none':
+    if t.sparsity_weight and t.penalty.acts_on != 'nothing':
         exponent = math.log10(t.sparsity_weight)
         panel.add_slider('sparsity_weight', 'sparsity weight', t.sparsity_weight,
                          in_background and target is None,
@@ -223,7 +223,7 @@ def _add_target_slider(self:TrainingDashboard, panel:_DashboardPanel, target:'Sp
     elif target is not None:
         panel.add_slider('target', 'target sparsity level', target.level, enabled, min=0.01,
                          max=0.99, step=0.01)
-    elif t.options['sparsity_type'] == 'kl':
+    elif t.penalty.has_target:
         exponent = math.log10(t.target_sparsity)
         panel.add_slider('target', 'target rate', t.target_sparsity, enabled,
                          min=min(-3, exponent), max=max(math.log10(0.5), exponent), step=0.02,
@@ -244,9 +244,7 @@ def before_step(self:TrainingDashboard, trainer):
         self.paused_event.set()
         self.running_event.wait()
         self.paused_event.clear()
-    if self.stopping:
-        trainer.stopped_by = 'hand'
-        raise KeyboardInterrupt  # ends training like Ctrl-C
+    if self.stopping: raise StopTraining('hand')
     if self.panel and self.panel.pending_changes: self._apply_changes()
 
 @patch

@@ -41,7 +41,7 @@ def _value_and_slope(
 # %% ../../nbs/lab/01_widgets.ipynb #widg0002
 def _lowest_activation(penalty:str, positive:float) -> float:
     "Lower end of the plotted range: a small positive value for KL, which counts negatives as 0."
-    return positive if penalty == 'kl' else -1.
+    return positive if get_penalty(penalty).has_target else -1.
 
 def _plot_slope(ax:Any, penalty:str, target:float, code:list) -> None:
     "Penalty and slope along the first latent, the others fixed."

@@ -137,8 +137,10 @@ def test_lifecycle_of_training_runs(lab):
     notebook.wait(lambda: notebook.output(2) == '', 'a cell without output')
     notebook.run(5)                              # displayed again, still connected
     steer(notebook, 5)
-    notebook.run(4)
-    notebook.says('trainings: 1', 4)
+    def one_left():   # the thread ends shortly after the status is shown
+        notebook.run(4)
+        return 'trainings: 1' in notebook.output(4)
+    notebook.wait(one_left, 'the end of the thread')
     notebook.restart()                           # while the other one runs
     for cell in (1, 4): notebook.run(cell)
     notebook.says('trainings: 0', 4)
