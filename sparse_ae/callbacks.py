@@ -370,7 +370,8 @@ class WandbLog(Callback):
         self.init, self.wandb, self.run = init, require('wandb', 'wandb'), None
 
     def before_fit(self, trainer):
-        options = {k: v for k, v in vars(trainer.options).items() if isinstance(v, (str, int, float))}
+        options = {name: value for name, value in vars(trainer.options).items()
+                   if isinstance(value, (str, int, float))}
         self.run = self.wandb.init(**{'config': options, **self.init})
 
     def after_epoch(self, trainer): self.run.log(_latest(trainer.history), step=trainer.epoch)

@@ -1,4 +1,4 @@
-"Every preset: its gradients, its state, its number formats; and what the notebooks leave out."
+"Every preset: gradients, state, dtypes; and further cases of penalties, data and regularisers."
 import numpy as np
 import pytest
 import torch
@@ -23,34 +23,34 @@ def preset(name, input_dim=64, latent_dim=48, **overrides):
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_gradients_are_those_of_the_loss(name):
-    "Against differences, for every entry of every parameter that has no pseudo-gradient."
+    "Central differences, for every entry of every parameter without a pseudo-gradient."
     model, training = preset(name, 5, 8, dtype=torch.float64, l0=None, hidden_dims=(6,)
                              if name == 'classic' else ())
     x = torch.randn(12, 5, dtype=torch.float64)
     if model.depth == 1: model.initialize(x, 3)
     model.train()
-    for _ in range(3): model(x)  # a running threshold settles
+    for _ in range(3): model(x)  # initialises a running threshold
     model.eval()
     if 'threshold' in dict(model.activation.named_buffers()):
-        model.activation.threshold *= 0.97  # it is one of the entries
+        model.activation.threshold *= 0.97  # not equal to an entry of the code
     penalty = get_penalty(training['sparsity_type'])
-    # the gate's own loss holds the decoder constant, which differences do not
-    terms = [t for t in training.get('regularizers', ()) if t.name != 'gate']
+    # differences do not treat the decoder as constant, as the loss of the gate does
+    regularizers = [r for r in training.get('regularizers', ()) if r.name != 'gate']
 
-    def loss(): return batch_losses(model, x, penalty, 0.1, terms=terms).objective
+    def loss(): return batch_losses(model, x, penalty, 0.1, regularizers=regularizers).objective
     gradients = torch.autograd.grad(loss(), list(model.parameters()), allow_unused=True)
     for (key, p), gradient in zip(model.named_parameters(), gradients):
         if key == 'activation.log_threshold': continue
         gradient = torch.zeros_like(p) if gradient is None else gradient
-        for place in range(p.numel()):
+        for index in range(p.numel()):
             with torch.no_grad():
-                entry, values = p.view(-1)[place].item(), []
+                entry, values = p.view(-1)[index].item(), []
                 for moved in (entry + 1e-6, entry - 1e-6):
-                    p.view(-1)[place] = moved
+                    p.view(-1)[index] = moved
                     values.append(loss().item())
-                p.view(-1)[place] = entry
+                p.view(-1)[index] = entry
             slope = (values[0] - values[1]) / 2e-6
-            assert abs(slope - gradient.reshape(-1)[place].item()) < 1e-5 + 1e-4*abs(slope), key
+            assert abs(slope - gradient.reshape(-1)[index].item()) < 1e-5 + 1e-4*abs(slope), key
 
 
 @pytest.mark.parametrize('name', PRESETS)
@@ -68,7 +68,7 @@ def test_preset_is_saved_and_loaded(name, tmp_path):
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize('name', PRESETS)
-def test_preset_in_other_formats(name, dtype):
+def test_preset_in_other_dtypes(name, dtype):
     model, training = preset(name, dtype=dtype, **SHORT)
     x = digits()
     history = fit(model, x[:1500], x[1500:], **training, verbose=0, seed=0)
@@ -78,7 +78,7 @@ def test_preset_in_other_formats(name, dtype):
 
 
 @pytest.mark.parametrize('name', ['lista', 'jumprelu', 'p_norm', 'gated'])
-def test_preset_goes_on_from_a_checkpoint(name, tmp_path):
+def test_preset_resumes_from_a_checkpoint(name, tmp_path):
     x = digits()
 
     class Stop(Exception): pass
@@ -102,7 +102,7 @@ def test_preset_goes_on_from_a_checkpoint(name, tmp_path):
         assert torch.equal(p, q)
 
 
-def test_normalised_training_ends_in_the_unit_of_the_data_even_when_it_breaks():
+def test_normalised_training_restores_the_unit_of_the_data_after_an_error():
     x = 100*digits()
     model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
     before = model(x)
@@ -132,7 +132,7 @@ def test_streams_can_be_normalised_with_a_number():
         fit(model, source.batches(64), val, **training, verbose=0)
 
 
-def test_the_truth_is_found():
+def test_a_known_dictionary_is_found():
     "A small known dictionary, by the method that the tutorial recommends."
     source = sparse_dictionary(20, 32, 3, rates='flat')
     (x, _), (new, true) = source.sample(20_000), source.sample(3000, seed=1)
@@ -155,7 +155,7 @@ def test_contributions_add_up_in_single_precision():
         assert_close(parts.contributions.sum(1) + parts.offset, model(x))
 
 
-def test_projection_keeps_formats_and_shapes():
+def test_projection_keeps_dtypes_and_shapes():
     for dtype in (torch.float32, torch.float64):
         s = hoyer_projection(torch.randn(2, 3, 9, dtype=dtype), 2.)
         assert s.shape == (2, 3, 9) and s.dtype == dtype
