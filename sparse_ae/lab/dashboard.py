@@ -67,7 +67,8 @@ class _CurveRecorder:
         meter = trainer.meter
         meter.read()
         if not meter.n: return
-        totals = (meter.n, *meter.sums[1:3], meter.active.sum().item())
+        totals = (meter.n, meter.sums['recon_loss'], meter.sums['sparsity_loss'],
+                  meter.active.sum().item())
         if trainer.epoch != self.epoch: self.epoch, self.totals = trainer.epoch, (0, 0., 0., 0.)
         n = totals[0] - self.totals[0]
         if n == 0: return
@@ -317,7 +318,7 @@ def _paint_atoms(self:TrainingDashboard) -> None:
 def _metric_text(name:str, history:dict) -> str:
     "Label and last value of a metric, on the validation data where the history has it."
     metric, value = METRICS[name], history.get(f'val_{name}', history[name])[-1]
-    text = f'{value:.1%}' if metric.unit.startswith('share') else f'{value:.3g}'
+    text = f'{value:.1%}' if metric.unit.startswith('fraction') else f'{value:.3g}'
     return f'{metric.label} {text}'
 
 @patch
