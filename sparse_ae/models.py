@@ -456,7 +456,7 @@ class AdaptedAutoencoder:
         return self.module.decode(z.dense() if hasattr(z, 'dense') else z)
 
     def __getattr__(self, name:str) -> Any:
-        if name == 'module': raise AttributeError(name)  # copy and pickle ask before it is set
+        if name == 'module': raise AttributeError(name)  # not set yet in copy and pickle
         return getattr(self.module, name)
 
 # %% ../nbs/00_models.ipynb #models53

@@ -402,8 +402,8 @@ class RowwiseAdam:
 
     def _count(self, W:Tensor, step:Tensor) -> int:
         "Number of this step; read from the device once, then counted on the host."
-        known, n = self.steps.get(W, (None, 0))
-        n = n + 1 if known is step else int(step) + 1
+        counted, n = self.steps.get(W, (None, 0))
+        n = n + 1 if counted is step else int(step) + 1
         self.steps[W] = step.add_(1), n
         return n
 
