@@ -39,7 +39,8 @@ class TrainerGroup:
         engine_class:type,             # Engine of their steps
     ):
         self.trainers, self.engine_class = list(trainers), engine_class
-        self.members, self.engine = [], None   # trainers that take the steps of this epoch
+        self.members, self.engine = [], None   # trainers whose steps the engine computes
+        self.active = []                       # those that have not ended within this epoch
 
     @property
     def stopped_by(self) -> 'str|None':
@@ -55,13 +56,14 @@ class TrainerGroup:
             yield
 
     def event(self, name:str) -> None:
-        "Notify the callbacks of all running trainers; raise `StopTraining` if none is left."
+        "Notify the callbacks of all active trainers; raise `StopTraining` if none is left."
         everyone = name in ('before_fit', 'after_fit')
-        for t in self.trainers:
-            try:
-                if everyone or t.stopped_by is None: t.event(name)
-            except StopTraining: pass   # recorded by the trainer
-        if self.stopped_by and not everyone: raise StopTraining(self.stopped_by)
+        if name == 'before_epoch':
+            self.active = [t for t in self.trainers if t.stopped_by is None]
+        for t in list(self.trainers if everyone else self.active):
+            try: t.event(name)
+            except StopTraining: self.active.remove(t)   # the trainer has recorded the reason
+        if not everyone and not self.active: raise StopTraining(self.stopped_by)
 
     def stop(self, reason:BaseException) -> None:
         "End all running trainers."
@@ -86,10 +88,10 @@ def _steps(self:TrainerGroup, side:str) -> Iterator[list]:
 @patch
 def train_steps(self:TrainerGroup) -> Iterator[list[tuple[list[Tensor], float]]]:
     "Yield the steps of an epoch, each as the members' batches with their share of the rows."
-    running = [t for t in self.trainers if t.stopped_by is None]
-    if running != self.members:
+    if self.active != self.members:
         if self.engine: self.engine.close()
-        self.members, self.engine = running, self.engine_class(running)
+        self.members = list(self.active)
+        self.engine = self.engine_class(self.members)
     for t in self.members:
         t.epoch_start = time.perf_counter()
         t.model.train()
@@ -107,10 +109,12 @@ def losses_of(
     "Compute and measure the losses; a member whose loss is not finite ends."
     losses = self.engine.losses(batches)
     for t, own in zip(self.members, losses):
-        if t.stopped_by is None:
-            try: t.measure(own)
-            except StopTraining as diverged: t.stop(diverged)
-    if self.stopped_by: raise StopTraining(self.stopped_by)
+        if t not in self.active: continue
+        try: t.measure(own)
+        except StopTraining as diverged:
+            t.stop(diverged)
+            self.active.remove(t)
+    if not self.active: raise StopTraining(self.stopped_by)
     return losses
 
 @patch
@@ -130,8 +134,7 @@ def val_batches(self:TrainerGroup) -> Iterator[tuple[Tensor, ...]]:
 @patch
 def finish_epoch(self:TrainerGroup) -> None:
     "Append the measurements of the epoch to the histories of the members."
-    for t in self.members:
-        if t.stopped_by is None: t.finish_epoch()
+    for t in self.active: t.finish_epoch()
 
 # %% ../nbs/10_sweeps.ipynb #c0181705
 def runs_together(
