@@ -23,8 +23,9 @@ from tables import run
 
 from sparse_ae import SparseAutoencoder, sweep, training
 from sparse_ae.callbacks import EVENTS, LogFile, ProgressBar
-from sparse_ae.engines.dense import hold_unit_norm, normalize_decoder
+from sparse_ae.engines.dense import encode_in_place, hold_unit_norm, normalize_decoder
 from sparse_ae.io import Checkpoint
+from sparse_ae.models import Encoded
 from sparse_ae.training import Meter, Trainer
 
 HERE = Path(__file__).resolve().parent
@@ -121,11 +122,12 @@ def bare(epochs, batch_size):
     t = Trainer(classical(), data(), data(256, seed=1), epochs, 1e-3, epochs, sparsity_type='l1',
                 batch_size=batch_size, seed=0, verbose=0, revive=None)
     t.start()
-    penalty = training.lighter(t.model.activation, t.penalty)
+    penalty = t.penalty
 
     def loss(x):
-        z = training.encode_batch(t.model, x, lean=True).z
-        return 0.1*penalty(z) + F.mse_loss(t.model.decode(z), x)
+        z = encode_in_place(t.model, x)
+        sparsity = penalty.loss(Encoded(z), t.model.activation)
+        return 0.1*sparsity + F.mse_loss(t.model.decode(z), x)
     with hold_unit_norm(t.model):
         for _ in range(epochs):
             for step in t.train.epoch():

@@ -33,6 +33,7 @@ class CodeActivation(Configurable, nn.Module):
     fixes_l0 = False             # a penalty cannot change the number of active latents
     has_pseudo_gradient = False  # `step` returns a tensor with a pseudo-gradient
     nonnegative = False          # no entry is negative, and entries that are 0 pass no gradient
+    has_gate = False             # the sign of the pre-activation decides what is active
 
     def __init__(self): super().__init__()
 
@@ -306,7 +307,7 @@ class Gated(CodeActivation):
 
     Source: Rajamanoharan et al., *Improving dictionary learning with gated sparse autoencoders*,
     2024, equations 6 and 7."""
-    name, vmappable = 'gated', False
+    name, vmappable, has_gate = 'gated', False, True
     def build(self, latent_dim, **where):
         self.log_scale = nn.Parameter(torch.zeros(latent_dim, **where))       # r
         self.magnitude_bias = nn.Parameter(torch.zeros(latent_dim, **where))  # b

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DECODER_NORMS', 'FAST_FORWARD', 'unit_norm', 'check_hidden_dims', 'BaseSparseAutoencoder', 'Layer', 'affine',
            'linear_stack', 'Encoded', 'project_to_tangent', 'SparseAutoencoder', 'TiedWeightSparseAutoencoder',
-           'check_autoencoder', 'AdaptedAutoencoder', 'encode_batch', 'decode_batch', 'reconstruct', 'count_active',
-           'trainable_parameters', 'as_autoencoder', 'geometric_median']
+           'check_autoencoder', 'AdaptedAutoencoder', 'as_autoencoder', 'encode_batch', 'decode_batch', 'reconstruct',
+           'count_active', 'trainable_parameters', 'geometric_median']
 
 # %% ../nbs/00_models.ipynb #091acb53
 import math
@@ -475,6 +475,14 @@ def config(self:AdaptedAutoencoder) -> dict[str, list[int]]:
     "Shapes of the entries of the module's state, by name."
     return {name: list(value.shape) for name, value in self.module.state_dict().items()}
 
+# %% ../nbs/00_models.ipynb #models9f
+def as_autoencoder(
+    model:nn.Module,    # Module with `encode` and `decode`
+) -> 'BaseSparseAutoencoder|AdaptedAutoencoder':
+    "Return `model` with the interface that training uses. Raises `TypeError` for other objects."
+    if isinstance(model, (BaseSparseAutoencoder, AdaptedAutoencoder)): return model
+    return AdaptedAutoencoder(check_autoencoder(model))
+
 # %% ../nbs/00_models.ipynb #modelenc
 def encode_batch(
     model:nn.Module,     # Module with `encode` and `decode`
@@ -524,14 +532,6 @@ def trainable_parameters(
         raise ValueError("model must not be float16 in training, where Adam's epsilon is 0; "
                          "use float32 or bfloat16, and convert it afterwards")
     return trainable
-
-# %% ../nbs/00_models.ipynb #models9f
-def as_autoencoder(
-    model:nn.Module,    # Module with `encode` and `decode`
-) -> 'BaseSparseAutoencoder|AdaptedAutoencoder':
-    "Return `model` with the interface that training uses. Raises `TypeError` for other objects."
-    if isinstance(model, (BaseSparseAutoencoder, AdaptedAutoencoder)): return model
-    return AdaptedAutoencoder(check_autoencoder(model))
 
 # %% ../nbs/00_models.ipynb #cc1ffa00
 def geometric_median(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fastcore.basics import patch
 
 from .activations import BatchTopK, MatchingPursuit, TopK, Unrolled
-from .models import BaseSparseAutoencoder, SparseAutoencoder
+from .models import BaseSparseAutoencoder
 from .regularizers import GateReconstruction, NestedReconstruction
 from .sparsity_control import AnnealedPNorm, Resample
 from .options import TrainingOptions

@@ -19,7 +19,7 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .activations import Gated, frozen_running_stats
+from .activations import frozen_running_stats
 from .losses import get_penalty
 from .models import BaseSparseAutoencoder, Encoded, Layer, linear_stack
 from .validation import as_tensor_rows, check_int, check_not_negative
@@ -141,7 +141,7 @@ class GateReconstruction(Regularizer):
 
     def __call__(self, model:nn.Module, x:Tensor, encoded:Encoded, generator:Any=None) -> Tensor:
         "Compute the mean squared error. Raises `ValueError` for a model without a gate."
-        if not isinstance(getattr(model, 'activation', None), Gated):
+        if not getattr(getattr(model, 'activation', None), 'has_gate', False):
             raise ValueError("GateReconstruction must have a model with activation='gated', got "
                              f"{getattr(model, 'activation', type(model).__name__)}")
         return F.mse_loss(frozen_decode(model, F.relu(encoded.pre)), x)

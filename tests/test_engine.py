@@ -18,11 +18,13 @@ from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, BatchTopK, Callback, Contra
                        EarlyStopping, Isometry, LayerSparsity, LogFile, Resample, SparseAutoencoder,
                        TensorBoardLog, TiedWeightSparseAutoencoder, TopK, Trainer, TrainingDiverged,
                        WandbLog, evaluate_sparse_autoencoder, sweep,
-                       train_sparse_autoencoder_with_early_stopping as fit, training)
+                       train_sparse_autoencoder_with_early_stopping as fit)
 from sparse_ae.data import Batches
 from sparse_ae.io import CHECKPOINT, read_state
 from sparse_ae.sparsity_control import resample
-from sparse_ae.training import Alone, _leaves, batch_losses, compiled_losses
+from sparse_ae.engines import cuda_graphs
+from sparse_ae.engines.cuda_graphs import _alias_parameters
+from sparse_ae.training import batch_losses
 
 RUN = textwrap.dedent('''
     import json, sys, torch
@@ -156,33 +158,34 @@ def test_compiled_training_is_the_same_to_rounding(split):
 
 @pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
 @pytest.mark.parametrize('norm', ['atom', 'row', None])
-def test_leaves_in_place_of_the_parameters_get_their_gradients(split, cls, norm):
+def test_aliases_of_the_parameters_get_their_gradients(split, cls, norm):
     model = cls(64, 20, hidden_dims=(), activation=TopK(3), decoder_norm=norm)
     trainer = Trainer(model, *split, 1, 1e-3, 1, verbose=0, sparsity_type='none')
     trainer.start()
-    compute, own = Alone([trainer]), list(model.parameters())
+    engine, own = trainer.engine, list(model.parameters())
     def step(): batch_losses(model, split[0], trainer.penalty, 0.).objective.backward()
-    with _leaves(trainer) as leaves: step()
+    with _alias_parameters(trainer) as aliases: step()
     assert all(p is q for p, q in zip(model.parameters(), own, strict=True))
     assert model.assumes_unit_norm and all(p.grad is None for p in own)
     step()
-    for leaf, p in zip(leaves, own, strict=True):
-        assert torch.equal(leaf.grad, p.grad) and leaf.data_ptr() == p.data_ptr()
-    compute.close()
+    for alias, p in zip(aliases, own, strict=True):
+        assert torch.equal(alias.grad, p.grad) and alias.data_ptr() == p.data_ptr()
+    engine.close()
     assert not model.assumes_unit_norm and not any(p._backward_hooks for p in own)
 
 
-def test_leaves_of_what_was_frozen_meanwhile(split):
+def test_aliases_of_parameters_that_were_frozen_meanwhile(split):
     model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
     trainer = Trainer(model, *split, 1, 1e-3, 1, verbose=0, sparsity_type='none')
     trainer.start()
-    compute, own = Alone([trainer]), list(model.parameters())
+    engine, own = trainer.engine, list(model.parameters())
     model.decoder_mat_1.requires_grad_(False)
-    with _leaves(trainer) as leaves:
-        assert [leaf.requires_grad for leaf in leaves] == [p.requires_grad for p in trainer.parameters]
+    with _alias_parameters(trainer) as aliases:
+        assert ([alias.requires_grad for alias in aliases] ==
+                [p.requires_grad for p in trainer.parameters])
         assert not model.decoder_mat_1.requires_grad
     assert all(p is q for p, q in zip(model.parameters(), own, strict=True))
-    compute.close()
+    engine.close()
 
 
 def test_an_optimiser_that_a_callback_puts_in_place(split):
@@ -207,23 +210,23 @@ def test_holding_the_norm_while_it_is_held(split):
 
 def test_what_stops_a_training_before_its_first_step_leaves_the_model_as_it_was(split, monkeypatch):
     model = SparseAutoencoder(64, 20, hidden_dims=(), activation=TopK(3))
-    def none_left(t): raise MemoryError
-    monkeypatch.setattr(training, 'steps_of_rows', none_left)
+    def none_left(*args): raise MemoryError
+    monkeypatch.setattr(cuda_graphs, 'RowwiseAdam', none_left)
+    monkeypatch.setattr(cuda_graphs, 'kernels_for_rows', lambda W: True)  # so that it is used
     with pytest.raises(MemoryError): fit(model, *split, 1, 1e-3, 1, sparsity_type='none', verbose=0)
     assert all(p.is_contiguous() for p in model.parameters()) and not model.assumes_unit_norm
 
 
 def test_each_kind_of_model_is_compiled_however_many(split, monkeypatch):
-    "torch compiles one function eight times at most, and runs it as it is from then on."
+    "By default torch compiles one function eight times, and does not compile it from then on."
     real, counters = torch.compile, torch._dynamo.utils.counters['stats']
     monkeypatch.setattr(torch, 'compile', lambda f: real(f, backend='eager'))  # quicker
-    compiled_losses.cache_clear()
+    torch._dynamo.reset()
     found = []
     for width in (*range(10, 17), 10):
         before = counters['unique_graphs']
         fit(SparseAutoencoder(64, width), *split, 1, 1e-3, 1, verbose=0, compile=True)
         found.append(counters['unique_graphs'] - before)
-    compiled_losses.cache_clear()
     assert min(found[:-1]) > 0 and found[-1] == 0  # the last is like the first
 
 

@@ -10,10 +10,12 @@ from torch.testing import assert_close
 
 from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits,
                        evaluate_sparse_autoencoder, sweep,
-                       train_sparse_autoencoder_with_early_stopping, training)
+                       train_sparse_autoencoder_with_early_stopping)
 from sparse_ae.callbacks import Callback
 from sparse_ae.sparsity_control import Resample
-from sparse_ae.training import Trainer, _Graph
+from sparse_ae.engines import cuda_graphs, sparse_codes
+from sparse_ae.engines.cuda_graphs import RowwiseAdamEngine, StepGraph
+from sparse_ae.training import Trainer
 from sparse_ae.callbacks import TrainingDiverged
 from sparse_ae.engines.dense import count_active, hold_unit_norm, normalize_decoder
 from sparse_ae.engines.sparse_codes import decode_sparse, encode_sparse, top_k, top_k_flat
@@ -113,7 +115,7 @@ def test_training_is_that_of_a_cpu(options):
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
 def test_fast_and_plain_path_end_alike(activation, monkeypatch):
     fast = train(single(activation=activation))
-    monkeypatch.setattr(training, 'encode_sparse', lambda model, x: None)
+    monkeypatch.setattr(sparse_codes, 'encode_sparse', lambda model, x: None)
     plain = train(single(activation=activation))
     assert fast['train_loss'] != plain['train_loss']
     assert_close(fast['train_loss'], plain['train_loss'], rtol=1e-4, atol=0)
@@ -154,13 +156,14 @@ def test_data_that_do_not_fit_travel_batch_by_batch(monkeypatch):
     dict(compile=True), dict(autocast='bfloat16'), dict(autocast='bfloat16', compile=True),
     dict(autocast='bfloat16', compile=True, revive=Resample, batch_size=100)])
 def test_steps_of_rows_are_those_of_torch(cls, norm, options, monkeypatch):
-    made, make = [], training.steps_of_rows
-    monkeypatch.setattr(training, 'steps_of_rows', lambda t: made.append(make(t)) or made[-1])
+    made, make = [], cuda_graphs.RowwiseAdam
+    monkeypatch.setattr(cuda_graphs, 'RowwiseAdam',
+                        lambda *args: made.append(make(*args)) or made[-1])
     def run():
         revive = dict(revive=Resample(window=1000)) if 'revive' in options else {}
         return train(single(cls, decoder_norm=norm), **options | revive)
     found = run()
-    monkeypatch.setattr(training, 'steps_of_rows', lambda t: None)
+    monkeypatch.setattr(RowwiseAdamEngine, 'why_not', classmethod(lambda cls, t: ['not now']))
     wanted = run()
     assert len(made[0].steps) == 2 - (cls is TiedWeightSparseAutoencoder)
     assert min(n for _, n in made[0].steps.values()) >= 15
@@ -215,8 +218,9 @@ def test_going_on_from_a_checkpoint(tmp_path):
 @pytest.fixture
 def runs(monkeypatch):
     "The graphs that were run, in order."
-    seen, run = [], _Graph.run
-    monkeypatch.setattr(_Graph, 'run', lambda self, t, x: seen.append(self) or run(self, t, x))
+    seen, replay = [], StepGraph.replay
+    monkeypatch.setattr(StepGraph, 'replay',
+                        lambda self, x: seen.append(self) or replay(self, x))
     return seen
 
 

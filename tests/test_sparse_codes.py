@@ -164,16 +164,15 @@ def test_gradcheck(cls):
 
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
 @pytest.mark.parametrize('penalty', ['none', 'l1'])
-def test_training_is_the_same(activation, penalty, monkeypatch):
+def test_training_is_the_same(activation, penalty):
     x, histories = digits(), []
     for plain in (False, True):
-        if plain: monkeypatch.setattr(training, 'encode_sparse', lambda model, x: None)
         torch.manual_seed(0)
         model = SparseAutoencoder(64, 256, hidden_dims=(), activation=activation(8),
                                   decoder_norm='atom')
         histories.append(train_sparse_autoencoder_with_early_stopping(
             model, x[:1500], x[1500:], 30, 1e-3, 30, 0.01, sparsity_type=penalty, seed=0,
-            verbose=0))
+            verbose=0, engine='plain' if plain else 'auto'))
     fast, plain = (history['train_loss'] for history in histories)
     assert fast != plain  # they are two ways
     assert_close(fast, plain, rtol=1e-4, atol=0)
@@ -305,7 +304,7 @@ from torch.testing import assert_close
 from sparse_ae import SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits
 from sparse_ae.callbacks import Callback
 from sparse_ae.engines.triton_kernels import COPIES
-from sparse_ae.training import Alone, Trainer
+from sparse_ae.training import Trainer
 X = digits()
 
 def trainer(cls=SparseAutoencoder, norm='atom', epochs=2, **options):
@@ -347,28 +346,28 @@ assert all(map(torch.equal, parts[1], found[1]))
 os.environ['TRITON_INTERPRET'] = '1'
 t = trainer(autocast='bfloat16')
 t.start()
-compute, x = Alone([t]), X[:8]
+engine, x = t.engine, X[:8]
 for W in (t.model.encoder_mat_1, t.model.decoder_mat_1):
     copy = COPIES[W].copy
     t.batches = [x]
-    (losses,) = compute.losses([x])
-    compute.backward([losses], 1.)
-    compute.step()                       # the kernel writes both; interpreted, it truncates
+    losses = engine.losses(x)
+    engine.backward(losses, 1.)
+    engine.step()                        # the kernel writes both; interpreted, it truncates
     assert_close(copy.float(), W.detach(), rtol=2**-7, atol=0)
     assert COPIES[W].version == W._version
     with torch.no_grad(): W *= 1.5       # other code changes the weights
-    (losses,) = compute.losses([x])
+    losses = engine.losses(x)
     assert torch.equal(copy, W.bfloat16())
-compute.close()
+engine.close()
 t = trainer()
 t.model.decoder_mat_1.requires_grad_(False)  # frozen after the trainer was made
 t.start()
-compute, t.batches = Alone([t]), [X[:8]]
+engine, t.batches = t.engine, [X[:8]]
 with torch.no_grad(): t.model.decoder_mat_1 *= 2
-compute.backward(compute.losses([X[:8]]), 1.)
-compute.step()                           # normalises, as after any step
+engine.backward(engine.losses(X[:8]), 1.)
+engine.step()                            # normalises, as after any step
 assert_close(t.model.decoder_mat_1.norm(dim=0), torch.ones(10))
-compute.close()
+engine.close()
 
 class Positive(SparseAutoencoder):       # a user-defined geometry
     def normalize_decoder_weights(self):
@@ -395,10 +394,10 @@ os.environ['TRITON_INTERPRET'] = '1'
 class Own(Callback): pass                # may write to .data, which is not counted
 t = trainer(autocast='bfloat16', callbacks=[Own()])
 t.start()
-assert Alone([t]).rows and t.model.encoder_mat_1 not in COPIES
+assert t.engine.rows and t.model.encoder_mat_1 not in COPIES
 t = trainer(optimizer=torch.optim.Adam)
 t.start()
-assert Alone([t]).rows is None
+assert not hasattr(t.engine, 'rows')
 print('the same')
 '''
 

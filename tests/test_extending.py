@@ -1,0 +1,98 @@
+"""A new penalty, activation, regulariser, metric, data source and engine, each in a user's own file
+and without a change of the library, as `reference/architecture.qmd` says."""
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from conftest import ROOT
+from sparse_ae import (CodeActivation, Metric, Penalty, Regularizer, Rows, SparseAutoencoder,
+                       StepEngine, Trainer, evaluate_sparse_autoencoder, get_penalty, sweep,
+                       train_sparse_autoencoder_with_early_stopping as train)
+from sparse_ae.activations import CODE_ACTIVATIONS
+from sparse_ae.losses import METRICS, PENALTIES
+from sparse_ae.training import ENGINES
+
+PAGE = (ROOT/'nbs'/'reference'/'architecture.qmd').read_text(encoding='utf-8')
+OPTIONS = dict(num_epochs=2, learning_rate=1e-3, patience=9, seed=0, verbose=0)
+
+
+@pytest.fixture
+def examples(monkeypatch):
+    "Run the examples of the page; what they register is removed afterwards."
+    for table in (PENALTIES, CODE_ACTIVATIONS, METRICS):
+        for name in list(table): monkeypatch.setitem(table, name, table[name])
+    before = {id(table): dict(table) for table in (PENALTIES, CODE_ACTIVATIONS, METRICS)}
+    engines, names = list(ENGINES), {}
+    for block in re.findall(r'```python\n(.*?)```', PAGE, re.S): exec(block, names)
+    yield names
+    ENGINES[:] = engines
+    for table in (PENALTIES, CODE_ACTIVATIONS, METRICS):
+        for name in set(table) - set(before[id(table)]): del table[name]
+
+
+def test_penalty(examples, split):
+    z = torch.rand(20, 5)
+    by_name, by_function = (train(SparseAutoencoder(64, 10), *split, sparsity_type=kind, **OPTIONS)
+                            for kind in ('squared_l1', examples['squared_l1']))
+    assert get_penalty('squared_l1') == get_penalty(examples['squared_l1'])
+    assert_close(get_penalty('squared_l1')(z), z.sum(1).square().mean())
+    assert len(by_name['val_loss']) == len(by_function['val_loss']) == 2
+    runs = sweep(lambda: SparseAutoencoder(64, 10), *split,
+                 dict(sparsity_type=['squared_l1', examples['squared_l1']]), verbose=0,
+                 num_epochs=2, learning_rate=1e-3, patience=9)
+    assert runs[0].history['val_loss'] == runs[1].history['val_loss']
+
+
+def test_activation(examples, split, tmp_path):
+    model = SparseAutoencoder(64, 10, activation='shifted_relu')
+    train(model, *split, **OPTIONS)
+    model.save_pretrained(tmp_path)
+    again = SparseAutoencoder.from_pretrained(tmp_path)
+    assert again.activation.shift == 0.1
+    assert_close(again(split[1]), model(split[1]))
+
+
+def test_regularizer(examples, split):
+    history = train(SparseAutoencoder(64, 10), *split, regularizers=[examples['Decorrelation'](0.1)],
+                    **OPTIONS)
+    assert len(history['val_decorrelation']) == 2 and history['val_decorrelation'][0] > 0
+
+
+def test_metric(examples, split):
+    model = SparseAutoencoder(64, 10)
+    history = train(model, *split, **OPTIONS)
+    assert len(history['rare_fraction']) == len(history['val_rare_fraction']) == 2
+    results = evaluate_sparse_autoencoder(model, split[1])
+    density = results['density']
+    assert_close(results['rare_fraction'], float(((density > 0) & (density < 0.01)).mean()))
+    runs = sweep(lambda: SparseAutoencoder(64, 10), *split, dict(seed=[0]), num_epochs=1,
+                 learning_rate=1e-3, patience=9, verbose=0)
+    assert 'rare_fraction' in runs.table[0]
+
+
+def test_data_source(examples, split):
+    x, val = split
+    histories = []
+    for data in (x, examples['RowsInParts'](x.split(100))):
+        torch.manual_seed(0)
+        histories.append(train(SparseAutoencoder(64, 10), data, val, **OPTIONS)['val_loss'])
+    assert histories[0] == histories[1]
+
+
+def test_engine(examples, split):
+    trainer = Trainer(SparseAutoencoder(64, 10), *split, **OPTIONS)
+    trainer.fit()
+    assert examples['CountingEngine'].steps == trainer.step > 0
+
+
+def test_sizes_that_the_page_gives():
+    "Each example has as many lines of code as the table of the page says."
+    table = dict(re.findall(r'^\| (?:a|an) ([\w ]+?) \| (\d+) \|', PAGE, re.M))
+    blocks = re.findall(r'### A[n]? ([\w ]+)\n.*?```python\n(.*?)```', PAGE, re.S)
+    assert len(blocks) == len(table) == 6
+    for name, block in blocks:
+        lines = [line for line in block.splitlines() if line.strip() and 'import' not in line]
+        assert len(lines) == int(table[name.strip().lower()]), name

@@ -1,0 +1,94 @@
+"Step engines: with all of them a training gives the losses of the plain engine."
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sparse_ae import (BatchTopK, Callback, SparseAutoencoder, StopTraining,
+                       TiedWeightSparseAutoencoder, TopK, Trainer)
+from sparse_ae.presets import PRESETS
+from sparse_ae.training import ENGINES, StepEngine, why_not
+
+
+def losses(split, make, engine, **options):
+    "Losses of a short training; the model is made after seeding."
+    torch.manual_seed(0)
+    model = make()
+    options = dict(num_epochs=2, learning_rate=1e-3, patience=9, seed=0, verbose=0) | options
+    trainer = Trainer(model, *(x.to(model.dtype) for x in split), engine=engine, **options)
+    history = trainer.fit()
+    return history['train_loss'] + history['val_loss']
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_every_preset_gives_the_losses_of_the_plain_engine(split, name):
+    def make(): return SparseAutoencoder.from_preset(name, 64, 128, dtype=torch.float64).model
+    options = SparseAutoencoder.from_preset(name, 64, 128).training
+    options |= dict(num_epochs=2, steps_per_epoch=8, batch_size=100, patience=9, learning_rate=1e-3)
+    fast, plain = (losses(split, make, engine, **options) for engine in ('auto', 'plain'))
+    assert_close(fast, plain, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
+@pytest.mark.parametrize('options', [
+    dict(sparsity_type='l1'), dict(sparsity_type='hoyer'), dict(accumulate=3, batch_size=40),
+    dict(clip_grad_norm=0.1), dict(optimizer=torch.optim.SGD), dict(autocast='bfloat16')])
+@pytest.mark.parametrize('model', [
+    {}, dict(hidden_dims=(), decoder_norm='atom'), dict(batch_norm=True),
+    dict(hidden_dims=(), activation=TopK(8)), dict(hidden_dims=(), activation=BatchTopK(8))])
+def test_models_and_options_give_the_losses_of_the_plain_engine(split, cls, options, model):
+    half = 'autocast' in options   # in double precision other differences than rounding show
+    def make(): return cls(64, 40, dtype=torch.float32 if half else torch.float64, **model)
+    fast, plain = (losses(split, make, engine, **options) for engine in ('auto', 'plain'))
+    assert_close(fast, plain, rtol=2e-2 if half else 1e-7, atol=0)
+
+
+def test_engines_are_used_and_say_why_not(split):
+    def trainer(**options):
+        model = SparseAutoencoder(64, 40, hidden_dims=(), activation=TopK(8))
+        return Trainer(model, *split, 1, 1e-3, 1, verbose=0, **options)
+    top = trainer()
+    assert type(top.engine).__name__ == 'Dense + SparseCode'
+    assert not why_not(top)['SparseCodeEngine']
+    assert 'the model is not on a GPU' in why_not(top)['CudaGraphEngine']
+    top.close()
+    plain = trainer(engine='plain')
+    assert type(plain.engine) is StepEngine
+    assert why_not(plain)['DenseEngine'] == ["engine='plain' is set"]
+    with pytest.raises(ValueError, match="engine must be 'auto' or 'plain', got 'fast'"):
+        trainer(engine='fast')
+
+
+def test_the_plain_engine_is_not_the_fast_one(split):
+    "The comparisons above are of two computations: an engine that is wrong is noticed."
+    class Wrong(StepEngine):
+        def backward(self, losses, share): super().backward(losses, 0.5*share)
+    ENGINES.append(Wrong)
+    try:
+        make = lambda: SparseAutoencoder(64, 40)
+        fast, plain = (losses(split, make, engine, optimizer=torch.optim.SGD, learning_rate=0.1)
+                       for engine in ('auto', 'plain'))
+    finally: ENGINES.remove(Wrong)
+    assert abs(fast[-1]/plain[-1] - 1) > 1e-3
+
+
+@pytest.mark.parametrize('event, epochs', [
+    ('before_fit', 0), ('before_epoch', 1), ('before_step', 1), ('after_loss', 1),
+    ('after_backward', 1), ('after_step', 1), ('after_train', 1), ('after_epoch', 2)])
+def test_stop_training_ends_a_run_at_any_event(split, event, epochs):
+    "All callbacks receive the event; the history is consistent, the model in eval mode."
+    calls = []
+
+    class Stop(Callback): pass
+    class Watch(Callback): pass
+
+    def stop(self, trainer):
+        if event == 'before_fit' or trainer.epoch == (2 if event == 'after_epoch' else 1):
+            raise StopTraining('enough')
+    setattr(Stop, event, stop)
+    setattr(Watch, event, lambda self, trainer: calls.append(trainer.epoch))
+    model = SparseAutoencoder(64, 10)
+    trainer = Trainer(model, *split, 5, 1e-3, 9, verbose=0, callbacks=[Stop(), Watch()])
+    history = trainer.fit()
+    assert (history['stopped_by'], history['epochs_trained']) == ('enough', epochs)
+    assert {len(history[k]) for k in ('train_loss', 'val_loss', 'l0')} == {epochs}
+    assert calls and not model.training and not model.assumes_unit_norm
