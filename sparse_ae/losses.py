@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PENALTIES', 'METRICS', 'check_code', 'l1_sparsity_loss', 'mean_activation', 'kl_divergence_sparsity_loss',
            'hoyer_sparseness', 'hoyer_sparsity_loss', 'HoyerTarget', 'log_sparsity_loss', 'p_norm_sparsity_loss',
-           'l0_sparsity_loss', 'Penalty', 'no_sparsity_loss', 'get_penalty', 'total_loss', 'mean_squared_error',
-           'population_sparseness', 'lifetime_sparseness', 'l1_for_sparseness', 'hoyer_projection', 'Measurements',
-           'Metric']
+           'l0_sparsity_loss', 'Penalty', 'check_gradient', 'no_sparsity_loss', 'get_penalty', 'total_loss',
+           'mean_squared_error', 'population_sparseness', 'lifetime_sparseness', 'l1_for_sparseness',
+           'hoyer_projection', 'Measurements', 'Metric']
 
 # %% ../nbs/01_losses.ipynb #315c82f4
 import math
@@ -175,6 +175,16 @@ class Penalty:
         return replace(self, target_sparsity=target_sparsity) if self.has_target else self
 
 # %% ../nbs/01_losses.ipynb #penalty2
+def check_gradient(
+    z:Tensor,       # Code
+    loss:Tensor,    # Penalty of the code
+) -> Tensor:        # `loss`
+    "Return `loss`. Raises `TypeError` if it is detached from a code that has a gradient."
+    if z.requires_grad and not loss.requires_grad:
+        raise TypeError("sparsity_type must return a scalar with a gradient with respect to the "
+                        "code, got one that is detached from it: its weight would have no effect")
+    return loss
+
 @patch
 def loss(
     self:Penalty,
@@ -195,10 +205,7 @@ def loss(
     if not isinstance(loss, Tensor) or loss.ndim:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TypeError(f"sparsity_type must return a scalar tensor, got {got}")
-    if z.requires_grad and not loss.requires_grad:
-        raise TypeError("sparsity_type must return a scalar with a gradient with respect to the "
-                        "code, got one that is detached from it: its weight would have no effect")
-    return loss
+    return check_gradient(z, loss)
 
 # %% ../nbs/01_losses.ipynb #penalty3
 def no_sparsity_loss(

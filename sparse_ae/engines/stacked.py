@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .dense import hold_unit_norm, normalize_decoder
-from ..losses import total_loss
+from ..losses import check_gradient, total_loss
 from ..models import BaseSparseAutoencoder, Encoded, count_active, reconstruct
 from ..options import make_optimizer
 from ..sparsity_control import AuxiliaryLoss
@@ -138,6 +138,7 @@ def losses(
         # the gradient of a norm is one product; vmap(mse_loss) takes twice as long
         norms = torch.linalg.vector_norm(x_reconstructed - x, dim=(1, 2))
         self.latest = vmap(self._member_losses)(norms.square() / x[0].numel(), encoded.z, *weights)
+    if trainers[0].penalty.acts_on != 'nothing': check_gradient(encoded.z, self.latest.sparsity)
     parts = zip(*(part.detach().unbind(0) for part in self.latest[:-1]))
     by_member = {m: Losses(*part, {}) for m, part in zip(self.order, parts)}
     return [by_member[m] for m in range(len(trainers))]
