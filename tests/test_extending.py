@@ -4,12 +4,10 @@ import re
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.testing import assert_close
 
 from conftest import ROOT
-from sparse_ae import (CodeActivation, Metric, Penalty, Regularizer, Rows, SparseAutoencoder,
-                       StepEngine, Trainer, evaluate_sparse_autoencoder, get_penalty, sweep,
+from sparse_ae import (SparseAutoencoder, Trainer, evaluate_sparse_autoencoder, get_penalty, sweep,
                        train_sparse_autoencoder_with_early_stopping as train)
 from sparse_ae.activations import CODE_ACTIVATIONS
 from sparse_ae.losses import METRICS, PENALTIES
