@@ -29,7 +29,7 @@ class CodeActivation(Configurable, nn.Module):
     A subclass defines `forward`, and sets the class flags that differ."""
     homogeneous = True           # f(s u) = s f(u) for s > 0, if thresholds are multiplied by s
     independent_samples = True   # the code of a sample depends on that sample alone
-    vmappable = True             # samples are independent, and there are no parameters
+    vmappable = False            # samples are independent, no parameters, no branches on values
     fixes_l0 = False             # a penalty cannot change the number of active latents
     has_pseudo_gradient = False  # `step` returns a tensor with a pseudo-gradient
     nonnegative = False          # no entry is negative, and entries that are 0 pass no gradient
@@ -72,17 +72,17 @@ def reset_latents(self:CodeActivation, latents:Tensor) -> None:
 # %% ../nbs/05_activations.ipynb #dc30231d
 class ReLU(CodeActivation):
     "`max(0, u)`."
-    name, nonnegative = 'relu', True
+    name, nonnegative, vmappable = 'relu', True, True
     def forward(self, pre): return F.relu(pre)
 
 class Sigmoid(CodeActivation):
     "`1 / (1 + exp(-u))`, in (0, 1)."
-    name, homogeneous, nonnegative = 'sigmoid', False, True
+    name, homogeneous, nonnegative, vmappable = 'sigmoid', False, True, True
     def forward(self, pre): return torch.sigmoid(pre)
 
 class Identity(CodeActivation):
     "The pre-activation itself."
-    name = 'identity'
+    name, vmappable = 'identity', True
     def forward(self, pre): return pre
 
 # %% ../nbs/05_activations.ipynb #ada9ff25
@@ -217,7 +217,7 @@ class TopK(_KSparse):
     """The `k` largest entries of `max(0, u)`.
 
     Source: Makhzani & Frey, *k-sparse autoencoders*, 2013; Gao et al., 2024, equation 2."""
-    name = 'topk'
+    name, vmappable = 'topk', True
     def __init__(
         self,
         k:int,    # Maximum number of active latents per sample
@@ -235,7 +235,7 @@ class BatchTopK(_KSparse):
     mode the entries above a threshold.
 
     Source: Bussmann, Leask & Nanda, *BatchTopK sparse autoencoders*, 2024, equations 3 and 5."""
-    name, vmappable = 'batch_topk', False
+    name = 'batch_topk'
     def __init__(
         self,
         k:int,                  # Mean number of active latents per sample
@@ -307,7 +307,7 @@ class Gated(CodeActivation):
 
     Source: Rajamanoharan et al., *Improving dictionary learning with gated sparse autoencoders*,
     2024, equations 6 and 7."""
-    name, vmappable, has_gate = 'gated', False, True
+    name, has_gate = 'gated', True
     def build(self, latent_dim, **where):
         self.log_scale = nn.Parameter(torch.zeros(latent_dim, **where))       # r
         self.magnitude_bias = nn.Parameter(torch.zeros(latent_dim, **where))  # b

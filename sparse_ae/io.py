@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +239,10 @@ def _serializable(value:Any) -> Any:
     "Describe an option for a checkpoint: numbers and names as they are, functions by their name."
     if isinstance(value, (bool, int, float, str, type(None))): return value
     if isinstance(value, (list, tuple)): return [_serializable(v) for v in value]
-    if is_dataclass(value): return repr(value)
+    if is_dataclass(value):
+        named = ', '.join(f'{f.name}={_serializable(getattr(value, f.name))!r}'
+                          for f in fields(value) if f.repr)
+        return f'{type(value).__qualname__}({named})'
     if hasattr(value, 'item'): return value.item()  # a number of NumPy or torch
     return getattr(value, '__qualname__', type(value).__qualname__)
 
@@ -255,6 +258,7 @@ def run_identity(
     options['sparsity_type'] = next(   # a name and its function are the same penalty
         (name for name, p in PENALTIES.items() if p.function is trainer.penalty.function),
         options['sparsity_type'])
+    options['target_sparsity'] = trainer.target_sparsity   # one bound by `partial` counts
     return {'model': f'{type(trainer.model).__name__} {config}',
             'train_data': trainer.train.fingerprint(), 'val_data': trainer.val.fingerprint(),
             **options}
@@ -299,7 +303,7 @@ def restore_training_state(
     trainer.generator.set_state(state['generator'])
     torch.set_rng_state(state['random'])
     trainer.started = True
-    if trainer.stopped_by in ('interrupt', 'patience', 'num_epochs'): trainer.stopped_by = None
+    if trainer.stopped_by not in ('data', 'diverged'): trainer.stopped_by = None
     for callback in trainer.callbacks:  # `patience` may have changed
         if getattr(callback, 'out_of_patience', False): trainer.stop(StopTraining('patience'))
     if trainer.epoch >= trainer.num_epochs: trainer.stopped_by = 'num_epochs'

@@ -25,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from .activations import (CODE_ACTIVATIONS, ENCODERS, CodeActivation, CodeEncoder,
                                    eval_mode, frozen_running_stats)
 from .losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
-from .validation import (as_tensor_rows, check_bool, check_choice, check_device, check_int,
-                                  check_positive, check_rows, from_config)
+from .validation import (as_tensor_rows, autocast_enabled, check_bool, check_choice,
+                                  check_device, check_int, check_positive, check_rows, from_config)
 
 # %% ../nbs/00_models.ipynb #45cfca27
 def unit_norm(
@@ -61,7 +61,8 @@ def check_hidden_dims(
 class BaseSparseAutoencoder(nn.Module):
     """Base class of tied and untied models: parameters, `encode`, `decode`, decoder geometry.
 
-    A subclass defines `encoder_weights`, `decoder_weights` and `_output_weight`."""
+    A subclass defines `encoder_weights`, `decoder_weights` and `_output_weight`. To change the
+    code, it overrides `encode_layers`: training reads that, and so does `encode`."""
     tied = assumes_unit_norm = False
     is_native = True
     l1_sparsity_loss = staticmethod(l1_sparsity_loss)
@@ -92,6 +93,12 @@ class BaseSparseAutoencoder(nn.Module):
         if dtype not in _DTYPES: raise TypeError(f"dtype must be one of {_DTYPES}, got {dtype!r}")
         self.depth = len(self.hidden_dims) + 1
         self._build(activation, encoder, dict(device=check_device(device), dtype=dtype))
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        if 'encode' in vars(cls) and 'encode_layers' not in vars(cls):
+            raise TypeError(f"{cls.__name__} must override encode_layers, which training reads, "
+                            "instead of encode, which returns its code")
 
     def extra_repr(self):
         return ', '.join(f'{name}={value!r}' for name, value in self.config().items())
@@ -251,7 +258,7 @@ def check_width(
     if value.ndim == 0 or value.shape[-1] != width:
         raise ValueError(f"{name} must have shape (..., {width}), as {width_name}={width}; "
                          f"got {tuple(value.shape)}")
-    if value.dtype != self.dtype and not torch.is_autocast_enabled(value.device.type):
+    if value.dtype != self.dtype and not autocast_enabled(value):
         raise TypeError(f"{name} must have the model's dtype {self.dtype}, got {value.dtype}; "
                         f"use .to({self.dtype})")
 

@@ -6,6 +6,7 @@
 __all__ = ['AUTOCAST_DTYPES', 'HISTORY_KEYS', 'OPTIMIZERS', 'TrainingOptions', 'warn_of_high_rates', 'make_optimizer']
 
 # %% ../nbs/14_options.ipynb #opt00003
+import copy
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
@@ -58,14 +59,14 @@ class TrainingOptions:
     sparsity_warmup:'float|None'=None   # Warm-up of the weight, in epochs; `None`: of the penalty
     target_l0:'float|None'=None         # L0 to reach by adjusting the weight
     target_sparsity_level:'float|None'=None  # Fraction of |z| < 0.01 to reach by the weight
-    revive:'str|None'='auto'            # Dead latents: 'resample' ('auto'), 'auxiliary' or `None`
+    revive:'str|Callback|None'='auto'   # Dead latents: 'resample' ('auto'), 'auxiliary' or `None`
     regularizers:Iterable=()            # Further terms of the loss: `Contractive`, ...
     # stopping, checkpoints, callbacks
     monitor:'str|Callable'='auto'       # Early stopping; 'auto': 'loss', with a target 'recon_loss'
     min_delta:float=0.                  # Minimum decrease that counts as improvement
     checkpoint_dir:'str|None'=None      # Folder for checkpoints; `None`: none are written
     checkpoint_epochs:'int|None'=None   # Epochs between checkpoints
-    checkpoint_minutes:'float|None'=None     # Minutes between checkpoints; neither: every 10 s
+    checkpoint_minutes:'float|None'=None     # Minutes between checkpoints; neither: 10 s or more
     resume:bool=False                   # Whether to resume from a checkpoint in `checkpoint_dir`
     callbacks:Iterable[Callback]=()     # User-defined callbacks
 
@@ -79,6 +80,8 @@ def check(self:TrainingOptions) -> None:
     check_positive('learning_rate', self.learning_rate)
     check_not_negative('sparsity_weight', self.sparsity_weight)
     get_penalty(self.sparsity_type, self.target_sparsity)
+    if isinstance(self.sparsity_type, Callback):  # the same object may serve several runs
+        self.sparsity_type = copy.deepcopy(self.sparsity_type)
     check_choice('autocast', self.autocast, AUTOCAST_DTYPES)
     check_choice('engine', self.engine, ('auto', 'plain'))
     check_bool('compile', self.compile)
@@ -95,7 +98,7 @@ def check(self:TrainingOptions) -> None:
 
 @patch
 def _check_regularizers(self:TrainingOptions) -> None:
-    reserved = {'loss', 'recon_loss', 'sparsity_loss', *METRICS}
+    reserved = {'loss', 'recon_loss', 'sparsity_loss', 'auxiliary', *METRICS}
     for term in self.regularizers:
         if not callable(term) or not hasattr(term, 'name') or not hasattr(term, 'weight'):
             raise TypeError("regularizers must be callable and have a name and a weight, as "

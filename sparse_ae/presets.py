@@ -50,7 +50,7 @@ def _ng(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     # Ng's beta of 3, for means in place of sums and of half of the error
     weight = 3 * 2*latent_dim/input_dim
     return PresetArguments(dict(hidden_dims=(), activation='sigmoid', decoder_norm=None),
-                     dict(sparsity_type='kl', sparsity_weight=weight, initialize=False,
+                           dict(sparsity_type='kl', sparsity_weight=weight, initialize=False,
                           normalize=False, learning_rate=3e-3))
 
 def _l1(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
@@ -62,7 +62,7 @@ def _p_norm(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
 
 def _jumprelu(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, activation='jumprelu'),
-                     _with_target_l0(latent_dim, l0, sparsity_type='l0'))
+                           _with_target_l0(latent_dim, l0, sparsity_type='l0'))
 
 def _gated(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, activation='gated'), _with_target_l0(
@@ -77,11 +77,11 @@ def _batch_topk(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArgumen
 
 def _matryoshka(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, activation=BatchTopK(_k(latent_dim, l0))),
-                     dict(regularizers=(NestedReconstruction(),)))
+                           dict(regularizers=(NestedReconstruction(),)))
 
 def _lista(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, activation=BatchTopK(_k(latent_dim, l0)),
-                          encoder=Unrolled(3, step_size=0.5)), {})
+                                encoder=Unrolled(3, step_size=0.5)), {})
 
 def _matching_pursuit(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, encoder=MatchingPursuit(_k(latent_dim, l0))), {})

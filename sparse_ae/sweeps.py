@@ -27,7 +27,7 @@ from .training import Losses, Meter, Trainer, fit
 from .validation import check_int, require
 
 # %% ../nbs/10_sweeps.ipynb #group001
-GROUP_ENGINES = []   # Engines for groups, with `why_not(trainer)` and `key(trainer)`
+GROUP_ENGINES = {}   # Engines for groups by name, with `why_not(trainer)` and `key(trainer)`
 
 class TrainerGroup:
     "Several trainers whose steps are taken together; for the loop, one run."
@@ -44,7 +44,7 @@ class TrainerGroup:
 
     @property
     def stopped_by(self) -> 'str|None':
-        "Reason of the last trainer to end; `None` while one is running."
+        "Reason for which the last of the trainers ended; `None` while one is running."
         reasons = [t.stopped_by for t in self.trainers]
         return None if None in reasons else reasons[-1]
 
@@ -95,6 +95,7 @@ def train_steps(self:TrainerGroup) -> Iterator[list[tuple[list[Tensor], float]]]
     for t in self.members:
         t.epoch_start = time.perf_counter()
         t.model.train()
+        t.current_meter = t.meter
     for step in self._steps('train'):
         for t, batches in zip(self.members, step): t.batches = batches
         rows = sum(map(len, step[0]))
@@ -123,7 +124,8 @@ def validation(self:TrainerGroup) -> Iterator[None]:
     "Eval mode without gradients for all members."
     for t in self.members:
         t.model.eval()
-        t.val.features, t.val_meter = t.train.features, Meter()
+        t.val.features = t.train.features
+        t.val_meter = t.current_meter = Meter()
     with torch.no_grad(): yield
 
 @patch
@@ -143,11 +145,12 @@ def runs_together(
     "Sort runs into groups with their engine (`None`: a run by itself), and say why by itself."
     groups, reasons = {}, {}
     for number, t in enumerate(trainers):
-        engine = next((cls for cls in GROUP_ENGINES if not cls.why_not(t)), None)
+        engine = next((cls for cls in GROUP_ENGINES.values() if not cls.why_not(t)), None)
         key = (engine, engine.key(t)) if engine else (None, number)
         groups.setdefault(key, []).append(number)
-        if engine is None and GROUP_ENGINES: reasons[number] = GROUP_ENGINES[0].why_not(t)[0]
-    alone = {numbers[0]: "no other run has its shape and steps"
+        if engine is None and GROUP_ENGINES:
+            reasons[number] = next(iter(GROUP_ENGINES.values())).why_not(t)[0]
+    alone = {numbers[0]: "no other run has its shape, penalty and steps"
              for (engine, _), numbers in groups.items()
              if engine and len(numbers) == 1 and len(trainers) > 1}
     return [(numbers, engine if len(numbers) > 1 else None)
@@ -302,6 +305,7 @@ def plot_sweep(
         shade = str(0.6 * values.index(value) / max(1, len(values) - 1))
         ax.plot([row['l0'] for row in rows], [row['explained_variance'] for row in rows],
                 style, color=shade, ls='none', label=f'{by} {value}' if by else None)
-    ax.set(xlabel=f"{METRICS['l0'].label}: {METRICS['l0'].unit}", ylabel='explained variance', xlim=(0, None))
+    l0 = METRICS['l0']
+    ax.set(xlabel=f'{l0.label}: {l0.unit}', ylabel='explained variance', xlim=(0, None))
     if by: ax.legend()
     return save_figure(fig, save_path)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_choice', 'check_int', 'check_bool', 'check_number', 'check_fraction', 'check_positive', 'check_not_negative',
-           'check_device', 'warn_caller', 'as_tensor_rows', 'check_rows', 'require', 'Configurable', 'from_config']
+           'check_device', 'autocast_enabled', 'warn_caller', 'as_tensor_rows', 'check_rows', 'require', 'Configurable',
+           'from_config']
 
 # %% ../nbs/13_validation.ipynb #f5d6da1d
 import copy
@@ -113,6 +114,11 @@ def _available_devices() -> str:
     names = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available(): names.append('mps')
     return ', '.join(repr(name) for name in names)
+
+# %% ../nbs/13_validation.ipynb #device02
+def autocast_enabled(x:Tensor) -> bool:
+    "Return whether autocast is in effect on the device of `x`."
+    return torch.is_autocast_enabled(x.device.type)
 
 # %% ../nbs/13_validation.ipynb #warn0002
 def warn_caller(

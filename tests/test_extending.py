@@ -20,14 +20,13 @@ OPTIONS = dict(num_epochs=2, learning_rate=1e-3, patience=9, seed=0, verbose=0)
 @pytest.fixture
 def examples(monkeypatch):
     "Run the examples of the page; what they register is removed afterwards."
-    for table in (PENALTIES, CODE_ACTIVATIONS, METRICS):
+    for table in (PENALTIES, CODE_ACTIVATIONS, METRICS, ENGINES):
         for name in list(table): monkeypatch.setitem(table, name, table[name])
-    before = {id(table): dict(table) for table in (PENALTIES, CODE_ACTIVATIONS, METRICS)}
-    engines, names = list(ENGINES), {}
+    before = {id(table): dict(table) for table in (PENALTIES, CODE_ACTIVATIONS, METRICS, ENGINES)}
+    names = {}
     for block in re.findall(r'```python\n(.*?)```', PAGE, re.S): exec(block, names)
     yield names
-    ENGINES[:] = engines
-    for table in (PENALTIES, CODE_ACTIVATIONS, METRICS):
+    for table in (PENALTIES, CODE_ACTIVATIONS, METRICS, ENGINES):
         for name in set(table) - set(before[id(table)]): del table[name]
 
 

@@ -24,7 +24,7 @@ from pybtex.plugin import find_plugin
 SECTIONS = {
     'batches': 'batches', 'checkpoints': 'checkpoints', 'encoders': 'unrolled-encoders',
     'explorer_page': 'explorer-page', 'initialisation': 'starting-from-data',
-    'latent_statistics': 'latent-statistics', 'objectives': 'objectives',
+    'latent_statistics': 'latent-statistics',
     'reading': 'reading-a-deep-model', 'sparseness': 'sparseness'}
 
 

@@ -103,9 +103,9 @@ class _InPlaceEncoder(AdaptedAutoencoder):
 class DenseEngine(StepEngine):
     "Holds the unit norm of the decoder, and applies the ReLU of the code in place."
     def __init__(self, trainer):
-        super().__init__(trainer)
         self.contexts = ExitStack()
-        if not trainer.terms and encodes_in_place(trainer.model):  # only these read `pre`
+        super().__init__(trainer)
+        if not trainer.terms and encodes_in_place(trainer.model):  # only regularisers read `pre`
             self.model = _InPlaceEncoder(trainer.model)
         self.contexts.enter_context(hold_unit_norm(trainer.model, self.projects_gradient()))
 
@@ -124,4 +124,4 @@ class DenseEngine(StepEngine):
         self.contexts.close()
         super().close()
 
-ENGINES.append(DenseEngine)
+ENGINES['DenseEngine'] = DenseEngine

@@ -422,4 +422,4 @@ class SparseCodeEngine(StepEngine):
                 trainer.penalty.acts_on == 'step' or own_input}
         return [reason for reason, applies in reasons.items() if applies]
 
-ENGINES.append(SparseCodeEngine)
+ENGINES['SparseCodeEngine'] = SparseCodeEngine

@@ -21,7 +21,8 @@ from torch.func import vmap
 
 from .dense import hold_unit_norm, normalize_decoder
 from ..losses import check_gradient, total_loss
-from ..models import BaseSparseAutoencoder, Encoded, count_active, reconstruct
+from ..models import (Encoded, SparseAutoencoder, TiedWeightSparseAutoencoder, count_active,
+                              reconstruct)
 from ..options import make_optimizer
 from ..sparsity_control import AuxiliaryLoss
 from ..sweeps import GROUP_ENGINES
@@ -30,7 +31,8 @@ from ..training import Losses, Trainer
 # %% ../../nbs/engines/03_stacked.ipynb #stk00006
 class _StackedNorm(nn.BatchNorm1d):
     "Batch normalisation of stacked layers, each over its own samples."
-    def forward(self, x:Tensor) -> Tensor:  # shape `(members * batch, features)`, also of the result
+    def forward(self, x:Tensor) -> Tensor:
+        "Normalise `x`, shape `(members * batch, features)`."
         members, features = self.weight.shape
         wide = x.reshape(members, -1, features).transpose(0, 1).flatten(1)
         state = (self.running_mean, self.running_var, self.weight, self.bias)
@@ -47,7 +49,7 @@ class StackedEngine:
     those of one stacked model."""
     def __init__(
         self,
-        trainers:Sequence[Trainer],    # Trainers for which `why_not` gives no reason, with equal `key`
+        trainers:Sequence[Trainer],    # Trainers without a reason in `why_not`, with equal `key`
     ):
         self.trainers = trainers
         # members with the same learning rate are adjacent: they share an optimiser
@@ -76,9 +78,9 @@ class StackedEngine:
         return model
 
 # %% ../../nbs/engines/03_stacked.ipynb #ac91a67b
-ELEMENTWISE_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD,
-                          torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop, torch.optim.Adagrad,
-                          torch.optim.Adamax, torch.optim.Adadelta)  # update each entry by itself
+ELEMENTWISE_OPTIMIZERS = (  # each entry of a parameter is updated by itself
+    torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adamax, torch.optim.Adadelta)
 
 @patch
 def _make_optimizer(self:StackedEngine) -> None:
@@ -92,7 +94,7 @@ def _make_optimizer(self:StackedEngine) -> None:
     self.optimizers = [make(leaves, learning_rate=rates[part.start])
                        for leaves, part in zip(self.leaves, self.slices)]
     self.member_parameters = [[t.model.get_parameter(name) for name in self.parameters]
-                for t in (self.trainers[m] for m in self.order)]
+                              for t in (self.trainers[m] for m in self.order)]
     for optimizer, leaves, part in zip(self.optimizers, self.leaves, self.slices):
         for leaf, *own in zip(leaves, *self.member_parameters[part]):
             self._stack_optimizer_state(optimizer, leaf, part, own)
@@ -200,12 +202,12 @@ def why_not(
 ) -> list[str]:
     "Return the reasons why a run cannot be stacked with others, as sentences."
     t, o = trainer, trainer.options
-    ours = isinstance(t.model, BaseSparseAutoencoder)
+    ours = type(t.model) in (SparseAutoencoder, TiedWeightSparseAutoencoder)
     reasons = {
         "engine='plain' is set": o.engine == 'plain',
         "the model is not of this library": not ours,
-        "its code activation has parameters or statistics of a batch":
-            ours and not t.model.activation.vmappable,
+        "its code activation is not vmappable": ours and not t.model.activation.vmappable,
+        "the penalty is user-defined and not declared vmappable": not t.penalty.vmappable,
         "some parameters are frozen": any(not p.requires_grad for p in t.model.parameters()),
         "the data are not rows in memory": t.train.rows is None or t.val.rows is None,
         "the optimiser may mix entries of a tensor":
@@ -229,4 +231,4 @@ def key(
     return (type(t.model), str(t.model.config()), t.penalty.with_target(None),
             *(getattr(t.options, name) for name in MATCHING_OPTIONS))
 
-GROUP_ENGINES.append(StackedEngine)
+GROUP_ENGINES['stacked'] = StackedEngine
