@@ -327,6 +327,8 @@ class _Probing(Regularizer):
 @dataclass(frozen=True)
 class Contractive(_Probing):
     "`contractive_penalty` of the encoder of a model."
+    weight:float             # Factor in the loss, `>= 0`
+    probes:'int|None'=1      # Random probes per sample; `None`: exact, for small models
     name = 'contractive'
 
     def __call__(self, model:nn.Module, x:Tensor, encoded:Encoded,
@@ -339,6 +341,8 @@ class Contractive(_Probing):
 @dataclass(frozen=True)
 class Isometry(_Probing):
     "`isometry_penalty` of the decoder of a model, at mixed codes."
+    weight:float             # Factor in the loss, `>= 0`
+    probes:'int|None'=1      # Random probes per sample; `None`: exact, for small models
     extent:float=0.2         # Largest distance of mixed codes beyond the data, see `mix_codes`
     name = 'isometry'
 

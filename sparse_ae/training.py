@@ -350,7 +350,7 @@ class StepEngine:
     meter = Meter                              # Class of the meters that read its losses
     error = staticmethod(mean_squared_error)   # Reconstruction error
 
-    def __init__(self, trainer:Trainer):
+    def __init__(self, trainer:Trainer):   # Trainer whose steps are computed
         self.trainer, self.model = trainer, trainer.autoencoder
 
     @classmethod

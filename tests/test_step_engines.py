@@ -1,11 +1,16 @@
 "Step engines: with all of them a training gives the losses of the plain engine."
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from sparse_ae import (BatchTopK, Callback, SparseAutoencoder, StopTraining,
-                       TiedWeightSparseAutoencoder, TopK, Trainer)
+from sparse_ae import (BatchTopK, Callback, CodeActivation, Penalty, SparseAutoencoder, StopTraining,
+                       TiedWeightSparseAutoencoder, TopK, Trainer, kl_divergence_sparsity_loss,
+                       sweep)
+from sparse_ae.engines.stacked import StackedEngine
 from sparse_ae.presets import PRESETS
+from sparse_ae.regularizers import LayerSparsity
 from sparse_ae.training import ENGINES, StepEngine, why_not
 
 
@@ -92,3 +97,73 @@ def test_stop_training_ends_a_run_at_any_event(split, event, epochs):
     assert (history['stopped_by'], history['epochs_trained']) == ('enough', epochs)
     assert {len(history[k]) for k in ('train_loss', 'val_loss', 'l0')} == {epochs}
     assert calls and not model.training and not model.assumes_unit_norm
+
+
+def test_what_is_stacked_must_be_vmappable(split):
+    "User-defined parts are computed one model at a time, unless they say that vmap may be used."
+    class Centred(CodeActivation):
+        name, nonnegative, independent_samples = 'centred', True, False
+        def forward(self, pre): return (pre - pre.mean(0)).relu()
+
+    class Doubled(SparseAutoencoder):
+        def encode_layers(self, x, keep_hidden=True):
+            return super().encode_layers(2*x, keep_hidden)
+
+    def branches(z): return z.abs().mean() if float(z.detach().max()) > 0 else z.sum()
+
+    def reasons(cls=SparseAutoencoder, activation='relu', sparsity_type='l1'):
+        return StackedEngine.why_not(Trainer(cls(64, 10, activation=activation), *split, 1, 1e-3, 1,
+                                             sparsity_type=sparsity_type, verbose=0))
+    assert reasons() == []
+    assert reasons(activation=Centred()) == ["its code activation is not vmappable"]
+    assert reasons(Doubled) == ["the model is not of this library"]
+    assert reasons(sparsity_type=branches) == [
+        "the penalty is user-defined and not declared vmappable"]
+    assert reasons(sparsity_type=Penalty(branches, vmappable=True)) == []
+    runs = sweep(lambda: SparseAutoencoder(64, 10), *split, dict(sparsity_weight=[0.1, 0.2]),
+                 sparsity_type=branches, num_epochs=1, learning_rate=1e-3, patience=1, verbose=0)
+    assert all(len(run.history['val_loss']) == 1 for run in runs)
+
+
+def test_an_engine_that_is_registered_again_replaces_the_first(split, monkeypatch):
+    "As when a cell of a notebook is run twice."
+    def register():
+        class Halved(StepEngine):
+            def backward(self, losses, share): super().backward(losses, 0.5*share)
+        monkeypatch.setitem(ENGINES, 'halved', Halved)
+        return losses(split, lambda: SparseAutoencoder(64, 40), 'auto', optimizer=torch.optim.SGD)
+    assert register() == register()
+
+
+def test_an_error_before_the_first_epoch_still_ends_the_run(split):
+    calls = []
+
+    class Opened(Callback):
+        def before_fit(self, trainer): calls.append('opened')
+        def after_fit(self, trainer): calls.append('closed')
+
+    class Fails(Callback):
+        def before_fit(self, trainer): raise OSError('no space')
+    trainer = Trainer(SparseAutoencoder(64, 10), *split, 1, 1e-3, 1, verbose=0,
+                      callbacks=[Opened(), Fails()])
+    with pytest.raises(OSError, match='no space'): trainer.fit()
+    assert calls == ['opened', 'closed'] and not trainer.model.assumes_unit_norm
+
+
+def test_a_callback_that_sets_eval_mode_changes_no_meter(split):
+    class Evaluates(Callback):
+        def before_step(self, trainer): trainer.model.eval()
+    history = Trainer(SparseAutoencoder(64, 10), *split, 2, 1e-3, 2, verbose=0, seed=0,
+                      callbacks=[Evaluates()]).fit()
+    assert history['epochs_trained'] == 2 and history['stopped_by'] == 'num_epochs'
+
+
+def test_a_penalty_with_a_function_has_the_same_name_in_another_process(split):
+    "The identity of a run contains no address, and the target that a partial binds."
+    def mine(z): return z.abs().mean()
+    trainers = [Trainer(SparseAutoencoder(64, 10), *split, 1, 1e-3, 1, verbose=0,
+                        sparsity_type=kind, regularizers=[LayerSparsity(1, mine, 0.1)])
+                for kind in (Penalty(mine), 'kl', partial(kl_divergence_sparsity_loss,
+                                                          target_sparsity=0.3))]
+    assert ' at 0x' not in str([t.identity for t in trainers])
+    assert trainers[1].identity != trainers[2].identity
