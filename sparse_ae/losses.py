@@ -166,7 +166,11 @@ class Penalty:
     vmappable:bool=False   # No state, random numbers or branches on values: engines may use vmap
     target_sparsity:'float|Tensor|None'=None  # Target rate; `None`: the default of `function`
 
-    def __post_init__(self): check_choice('acts_on', self.acts_on, ('code', 'step', 'nothing'))
+    def __post_init__(self):
+        check_choice('acts_on', self.acts_on, ('code', 'step', 'nothing'))
+        if self.has_target and self.nonnegative_form is not None:
+            raise ValueError("nonnegative_form must be None with has_target=True, as it takes no "
+                             "target")
 
     def __call__(self, z:Tensor) -> Tensor:
         "Return the penalty of `z`, scalar."
