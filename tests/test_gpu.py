@@ -11,15 +11,15 @@ from torch.testing import assert_close
 from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, digits,
                        evaluate_sparse_autoencoder, sweep,
                        train_sparse_autoencoder_with_early_stopping)
-from sparse_ae.callbacks import Callback
-from sparse_ae.sparsity_control import Resample
+from sparse_ae.callbacks import Callback, TrainingDiverged
 from sparse_ae.engines import cuda_graphs, sparse_codes
 from sparse_ae.engines.cuda_graphs import RowwiseAdamEngine, StepGraph
-from sparse_ae.training import Trainer
-from sparse_ae.callbacks import TrainingDiverged
-from sparse_ae.engines.dense import count_active, hold_unit_norm, normalize_decoder
+from sparse_ae.engines.dense import hold_unit_norm, normalize_decoder
 from sparse_ae.engines.sparse_codes import decode_sparse, encode_sparse, top_k, top_k_flat
 from sparse_ae.engines.triton_kernels import COPIES, mean_squared_error
+from sparse_ae.models import count_active
+from sparse_ae.sparsity_control import Resample
+from sparse_ae.training import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 X = digits()
