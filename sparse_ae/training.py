@@ -199,6 +199,7 @@ def _make_state(self:Trainer) -> None:
     self.stopped_by = self.error = self.losses = self.batches = None
     self._engine = self._engine_key = None
     self.meter, self.val_meter, self.measured, self.metrics = Meter(), Meter(), {}, METRICS
+    self.current_meter = self.meter
     self.terms, self.history = list(o.regularizers), o.new_history()
 
 # %% ../nbs/02_training.ipynb #ac56feb4
