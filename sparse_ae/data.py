@@ -211,7 +211,7 @@ class Rows(Protocol):
         indices:'Tensor|slice',       # Indices `(m,)` in any order, or a slice
     ) -> Tensor:                      # Shape `(m, ...)`, in the order of the indices
         "Read rows."
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have a __getitem__(indices)")
 
     def fingerprint(self) -> str:
         "Shape of the rows, and a checksum of at most 64 of them."

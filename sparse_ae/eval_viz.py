@@ -23,7 +23,7 @@ from matplotlib.figure import Figure  # pyplot would start a graphical backend
 from .activations import eval_mode
 from .data import Batches
 from .losses import METRICS, Measurements, Metric, hoyer_sparseness
-from .models import BaseSparseAutoencoder, check_autoencoder, encode_batch, reconstruct
+from .models import check_autoencoder, encode_batch, is_native, reconstruct
 from .regularizers import jacobians
 from .validation import as_tensor_rows, check_device, check_int, require
 
@@ -312,7 +312,7 @@ def dictionary(
     if latent_dim is None:
         raise ValueError("codes must be given for a model that has no latent_dim")
     latents = _check_latents(latents, latent_dim)
-    if isinstance(model, BaseSparseAutoencoder) and model.depth == 1:
+    if is_native(model, 'decode') and model.depth == 1:
         return model.decoder_weights()[0].detach()[:, latents].T
     with eval_mode(model, no_grad=True): return _decoder_jvp(model, z, latents, latent_dim)
 

@@ -250,16 +250,13 @@ def run_identity(
     trainer:Any,    # Trainer of the run
 ) -> dict:          # Description by name
     "Describe the settings that must match for a run to be resumed."
-    shapes = {name: list(p.shape) for name, p in trainer.model.state_dict().items()}
-    ours = isinstance(trainer.model, BaseSparseAutoencoder)
-    config = trainer.model.config() if ours else shapes
     options = {name: _serializable(value) for name, value in vars(trainer.options).items()
                if name not in RESUMABLE_OPTIONS}
     options['sparsity_type'] = next(   # a name and its function are the same penalty
         (name for name, p in PENALTIES.items() if p.function is trainer.penalty.function),
         options['sparsity_type'])
     options['target_sparsity'] = trainer.target_sparsity   # one bound by `partial` counts
-    return {'model': f'{type(trainer.model).__name__} {config}',
+    return {'model': f'{type(trainer.model).__name__} {trainer.autoencoder.config()}',
             'train_data': trainer.train.fingerprint(), 'val_data': trainer.val.fingerprint(),
             **options}
 

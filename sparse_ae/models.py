@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DECODER_NORMS', 'FAST_FORWARD', 'unit_norm', 'check_hidden_dims', 'BaseSparseAutoencoder', 'Layer', 'affine',
            'linear_stack', 'Encoded', 'project_to_tangent', 'SparseAutoencoder', 'TiedWeightSparseAutoencoder',
-           'check_autoencoder', 'AdaptedAutoencoder', 'as_autoencoder', 'encode_batch', 'decode_batch', 'reconstruct',
-           'count_active', 'trainable_parameters', 'geometric_median']
+           'check_autoencoder', 'AdaptedAutoencoder', 'as_autoencoder', 'is_native', 'encode_batch', 'decode_batch',
+           'reconstruct', 'count_active', 'trainable_parameters', 'geometric_median']
 
 # %% ../nbs/00_models.ipynb #091acb53
 import math
@@ -64,7 +64,6 @@ class BaseSparseAutoencoder(nn.Module):
     A subclass defines `encoder_weights`, `decoder_weights` and `_output_weight`. To change the
     code, it overrides `encode_layers`: training reads that, and so does `encode`."""
     tied = assumes_unit_norm = False
-    is_native = True
     l1_sparsity_loss = staticmethod(l1_sparsity_loss)
     kl_divergence_sparsity_loss = staticmethod(kl_divergence_sparsity_loss)
     hoyer_sparsity_loss = staticmethod(hoyer_sparsity_loss)
@@ -437,7 +436,6 @@ class _UnknownActivation(CodeActivation):
 # %% ../nbs/00_models.ipynb #models52
 class AdaptedAutoencoder:
     "A user-defined module with the interface of the library's models; see the table above."
-    is_native = False
 
     def __init__(self, module:nn.Module):
         activation = getattr(module, 'activation', None)
@@ -489,6 +487,14 @@ def as_autoencoder(
     "Return `model` with the interface that training uses. Raises `TypeError` for other objects."
     if isinstance(model, (BaseSparseAutoencoder, AdaptedAutoencoder)): return model
     return AdaptedAutoencoder(check_autoencoder(model))
+
+def is_native(
+    model:Any,       # Any object
+    *methods:str,    # Names of methods
+) -> bool:
+    "Whether `model` is one of this library's, and overrides none of `methods`."
+    return isinstance(model, BaseSparseAutoencoder) and all(
+        getattr(type(model), name) is getattr(BaseSparseAutoencoder, name) for name in methods)
 
 # %% ../nbs/00_models.ipynb #modelenc
 def encode_batch(

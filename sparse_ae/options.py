@@ -129,6 +129,7 @@ def check_model(
                          f"got {self.normalize!r} for {type(model).__name__}")
     model.rescale(1.)  # raises if the model has a scale of its own
 
+# %% ../nbs/14_options.ipynb #optrate1
 def warn_of_high_rates(
     model:nn.Module,     # Model before training
     x:Tensor,            # Some inputs, shape `(batch, ...)`
@@ -163,6 +164,7 @@ def make_batches(
         warn_of_high_rates(model, x * train.scale, train.scale != 1)
     return train, val, train.scale
 
+# %% ../nbs/14_options.ipynb #opthist1
 HISTORY_KEYS = ('train_loss', 'train_recon_loss', 'train_sparsity_loss', 'val_loss',
                 'val_recon_loss', 'val_sparsity_loss', 'sparsity_weight', 'target_sparsity',
                 'learning_rate', 'seconds')   # lists with one entry per epoch
@@ -221,6 +223,7 @@ def warmup_epochs(self:TrainingOptions, penalty:Penalty) -> float:
                          f"({self.num_epochs}), got {self.sparsity_warmup:g}")
     return self.sparsity_warmup
 
+# %% ../nbs/14_options.ipynb #optcall1
 @patch
 def make_callbacks(
     self:TrainingOptions,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .activations import frozen_running_stats
 from .losses import get_penalty
-from .models import BaseSparseAutoencoder, Encoded, Layer, linear_stack
+from .models import BaseSparseAutoencoder, Encoded, Layer, is_native, linear_stack
 from .validation import as_tensor_rows, check_int, check_not_negative
 
 # %% ../nbs/08_regularizers.ipynb #regbase1
@@ -78,7 +78,7 @@ def prefix_reconstructions(
     prefixes:Sequence[int],     # Numbers of latents, in increasing order
 ) -> Iterator[Tensor]:          # Reconstructions, each of shape `(batch, input_dim)`
     "Yield the reconstructions from the first latents alone."
-    if isinstance(model, BaseSparseAutoencoder) and model.depth == 1:
+    if is_native(model, 'decode') and model.depth == 1:
         (W,), partial_sum, start = model.decoder_weights(), model.decoder_bias_1, 0
         for end in prefixes:
             partial_sum = torch.addmm(partial_sum, z[:, start:end], W[:, start:end].T)

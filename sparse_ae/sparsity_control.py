@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from .activations import eval_mode
 from .callbacks import Callback, StatefulCallback, block_early_stopping
 from .losses import p_norm_sparsity_loss
-from .models import BaseSparseAutoencoder, Encoded, Layer, linear_stack, unit_norm
+from .models import (BaseSparseAutoencoder, Encoded, Layer, is_native, linear_stack,
+                              unit_norm)
 from .regularizers import Regularizer
 from .validation import (check_choice, check_fraction, check_int, check_not_negative,
                                   check_number, check_positive, warn_caller)
@@ -458,7 +459,7 @@ def reviver(
     model:nn.Module,                 # Model to be trained
 ) -> 'DeadLatents|None':             # A new callback, if any
     "Return the callback that revives latents. Raises `ValueError` if it cannot change the model."
-    ours = isinstance(model, BaseSparseAutoencoder)
+    ours = is_native(model)
     frozen = any(not p.requires_grad for p in model.parameters())
     if revive is None or (revive == 'auto' and (frozen or not ours)): return None
     if not ours: raise ValueError("revive must be None for a model that is not one of this "

@@ -181,6 +181,7 @@ class _Bar(Callback):
 
     def after_fit(self, trainer): self.bar.update(trainer.num_epochs - trainer.epoch)
 
+# %% ../nbs/10_sweeps.ipynb #sweepgr2
 def grid_points(
     grid:'Mapping[str, Sequence]|Iterable[Mapping]',   # Lists of values, or the points themselves
 ) -> list[dict]:

@@ -23,7 +23,7 @@ class Cell(NamedTuple):
     "Exported cell of a notebook."
     notebook:str    # Path below `nbs`
     number:int      # Position in the notebook
-    lines:int       # Lines of code, without directives
+    lines:int       # Lines, with directives
     source:str      # Code
 
 
@@ -36,7 +36,7 @@ def export_cells(path:Path) -> list[Cell]:
         if cell.cell_type != 'code' or not any(d[:1] == ['export'] for d in directives): continue
         code = [line for line in lines if not line.startswith('#|')]
         name = path.relative_to(ROOT/'nbs').as_posix() if path.is_relative_to(ROOT) else path.name
-        cells.append(Cell(name, number, len(code), '\n'.join(code)))
+        cells.append(Cell(name, number, len(lines), '\n'.join(code)))
     return cells
 
 

@@ -19,8 +19,8 @@ from ..activations import Linear, ReLU, TopK
 from .sparse_codes import why_not_sparse
 from .triton_kernels import (COPIES, RowwiseAdam, kernels_for_rows,
                                               mean_squared_error)
-from ..models import (BaseSparseAutoencoder, SparseAutoencoder,
-                              TiedWeightSparseAutoencoder)
+from ..io import MODEL_CLASSES
+from ..models import is_native
 from ..options import AUTOCAST_DTYPES, OPTIMIZERS
 from ..training import ENGINES, Losses, Meter, StepEngine, Trainer, batch_losses
 
@@ -116,7 +116,7 @@ class CudaGraphEngine(StepEngine):
     @classmethod
     def why_not(cls, trainer):
         model = trainer.model
-        ours = type(model) in (SparseAutoencoder, TiedWeightSparseAutoencoder)
+        ours = type(model) in MODEL_CLASSES.values()
         reasons = {
             "compile=True is not set": not trainer.options.compile,
             "the model is not on a GPU": next(model.parameters()).device.type != 'cuda',
@@ -254,10 +254,8 @@ def _set_layout(trainer:Trainer, W:'Tensor|None', layout:Callable[[Tensor], Tens
 def _unit_rows(trainer:Trainer) -> dict[Tensor, bool]:
     "Matrices that are trained, and whether their rows in memory are kept at norm 1."
     name, dim = trainer.model.normalized_parameter()
-    methods = ('normalize_decoder_weights', 'normalized_parameter', '_normalize',
-               'assume_unit_norm')
-    ours = all(getattr(type(trainer.model), m) is getattr(BaseSparseAutoencoder, m)
-               for m in methods)
+    ours = is_native(trainer.model, 'normalize_decoder_weights', 'normalized_parameter',
+                     '_normalize', 'assume_unit_norm')
     return {W: ours and trainer.model.get_parameter(name) is W and
                dim == (-1 if W.is_contiguous() else -2)
             for W in trainer.parameters if W.ndim == 2}

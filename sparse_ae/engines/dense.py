@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..activations import Linear, ReLU
 from .triton_kernels import kernels_for_rows
-from ..models import (AdaptedAutoencoder, BaseSparseAutoencoder, Encoded, linear_stack,
-                              project_to_tangent, unit_norm)
+from ..models import (AdaptedAutoencoder, BaseSparseAutoencoder, Encoded, as_autoencoder,
+                              is_native, linear_stack, project_to_tangent, unit_norm)
 from ..training import ENGINES, StepEngine
 
 # %% ../../nbs/engines/04_dense.ipynb #dense9a0
@@ -53,10 +53,8 @@ def normalize_decoder(
     model:nn.Module,    # Model; changed in place
 ) -> None:
     "Normalise the stored decoder weights, if the model has a normalisation."
-    own = getattr(type(model), 'normalize_decoder_weights', None)
-    if own is not BaseSparseAutoencoder.normalize_decoder_weights:
-        if own is not None: model.normalize_decoder_weights()
-        return
+    if not is_native(model, 'normalize_decoder_weights'):
+        return as_autoencoder(model).normalize_decoder_weights()
     name, dim = model.normalized_parameter()
     if dim is not None: unit_norm_(model.get_parameter(name), dim)
 
@@ -81,10 +79,8 @@ def encodes_in_place(
     model:nn.Module,    # Model
 ) -> bool:
     "Whether the code of the model is a ReLU of its pre-activation, by the library's own methods."
-    return (isinstance(model, BaseSparseAutoencoder) and not model.gradient_checkpointing
-            and type(model.encoder) is Linear and type(model.activation) is ReLU
-            and all(getattr(type(model), name) is getattr(BaseSparseAutoencoder, name)
-                    for name in ('encode', 'encode_layers')))
+    return (is_native(model, 'encode', 'encode_layers') and not model.gradient_checkpointing
+            and type(model.encoder) is Linear and type(model.activation) is ReLU)
 
 def encode_in_place(
     model:BaseSparseAutoencoder,    # Model for which `encodes_in_place` holds
@@ -111,8 +107,7 @@ class DenseEngine(StepEngine):
 
     @classmethod
     def why_not(cls, trainer):
-        ours = isinstance(trainer.model, BaseSparseAutoencoder)
-        return [] if ours else ["the model is not of this library"]
+        return [] if is_native(trainer.model) else ["the model is not of this library"]
 
     def projects_gradient(self) -> bool:
         "Whether a hook projects the gradient of the decoder; otherwise `update` does."

@@ -24,7 +24,7 @@ from ..activations import BatchTopK, CodeActivation, Linear, TopK
 from .dense import unit_norm_
 from .triton_kernels import cast_cached, triton_kernels
 from ..models import (DECODER_NORMS, FAST_FORWARD, AdaptedAutoencoder,
-                              BaseSparseAutoencoder, Encoded)
+                              BaseSparseAutoencoder, Encoded, is_native)
 from ..training import ENGINES, StepEngine
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #0b542120
@@ -330,10 +330,9 @@ def why_not_sparse(
     model:nn.Module,    # Model
 ) -> 'str|None':        # Reason, or `None`
     "Return the reason why a model has no sparse path; `None` if it has one."
-    if not isinstance(model, BaseSparseAutoencoder): return "the model is not of this library"
+    if not is_native(model): return "the model is not of this library"
     for name in ('encode', 'encode_layers', 'decode'):
-        if getattr(type(model), name) is not getattr(BaseSparseAutoencoder, name):
-            return f"{type(model).__name__} overrides {name}"
+        if not is_native(model, name): return f"{type(model).__name__} overrides {name}"
     if model.depth > 1: return "the model has hidden layers"
     if model.batch_norm: return "the model has batch normalisation"
     if type(model.encoder) is not Linear: return f"the encoder is {model.encoder!r}"

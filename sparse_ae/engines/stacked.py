@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .dense import hold_unit_norm, normalize_decoder
+from ..io import MODEL_CLASSES
 from ..losses import check_gradient, total_loss
-from ..models import (Encoded, SparseAutoencoder, TiedWeightSparseAutoencoder, count_active,
-                              reconstruct)
+from ..models import Encoded, count_active, reconstruct
 from ..options import make_optimizer
 from ..sparsity_control import AuxiliaryLoss
 from ..sweeps import GROUP_ENGINES
@@ -202,7 +202,7 @@ def why_not(
 ) -> list[str]:
     "Return the reasons why a run cannot be stacked with others, as sentences."
     t, o = trainer, trainer.options
-    ours = type(t.model) in (SparseAutoencoder, TiedWeightSparseAutoencoder)
+    ours = type(t.model) in MODEL_CLASSES.values()
     reasons = {
         "engine='plain' is set": o.engine == 'plain',
         "the model is not of this library": not ours,

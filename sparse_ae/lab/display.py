@@ -249,11 +249,11 @@ class BackgroundTask:
 
     def run_task(self) -> None:
         "Computation of the thread."
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have a run_task()")
 
     def stop(self) -> None:
         "Request that `run_task` returns soon."
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have a stop()")
 
     def finish_task(self) -> None:
         "Hook that is called in the thread after `run_task`, also if it has raised an exception."
