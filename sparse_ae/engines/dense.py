@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..activations import Linear, ReLU
 from .triton_kernels import kernels_for_rows
-from ..models import (AdaptedAutoencoder, BaseSparseAutoencoder, Encoded, as_autoencoder,
-                              is_native, linear_stack, project_to_tangent, unit_norm)
+from ..models import (AdaptedAutoencoder, BaseSparseAutoencoder, Encoded, is_native,
+                              linear_stack, project_to_tangent, unit_norm)
 from ..training import ENGINES, StepEngine
 
 # %% ../../nbs/engines/04_dense.ipynb #dense9a0
@@ -54,7 +54,8 @@ def normalize_decoder(
 ) -> None:
     "Normalise the stored decoder weights, if the model has a normalisation."
     if not is_native(model, 'normalize_decoder_weights'):
-        return as_autoencoder(model).normalize_decoder_weights()
+        if hasattr(model, 'normalize_decoder_weights'): model.normalize_decoder_weights()
+        return
     name, dim = model.normalized_parameter()
     if dim is not None: unit_norm_(model.get_parameter(name), dim)
 
