@@ -259,9 +259,17 @@ def _latest(
     "Return the measurements of the latest epoch."
     return {name: v[-1] for name, v in history.items() if isinstance(v, list) and v}
 
+def _engine_text(
+    reasons:dict[str, list[str]],   # Reasons against each engine by name, as of `why_not`
+) -> str:
+    "Format which engines compute the steps, and why the others do not."
+    used = [name for name, why in reasons.items() if not why] or ['StepEngine']
+    others = [f'{name} ({why[0]})' for name, why in reasons.items() if why]
+    return f"step engines: {', '.join(used)}; not used: {', '.join(others) or 'none'}"
+
 class ProgressBar(Callback):
-    """Shows a progress bar with the current losses (`verbose` 1), in addition prints a line an
-    epoch (2), or does nothing (0)."""
+    """Shows a progress bar with the current losses (`verbose` 1), in addition prints the step
+    engines and a line an epoch (2), or does nothing (0)."""
     labels:ClassVar[dict[str, str]] = {'train_loss': 'train', 'val_loss': 'val',
                                        'val_recon_loss': 'recon'}
 
@@ -274,6 +282,7 @@ class ProgressBar(Callback):
         from tqdm.auto import tqdm  # imports ipywidgets in a notebook: only when it is needed
         self.bar = tqdm(total=trainer.num_epochs, initial=trainer.epoch, desc='training',
                         unit='epoch')
+        if self.verbose > 1: self.bar.write(_engine_text(trainer.why_not()))
 
     def _text(self, trainer) -> str:
         "Format the losses and metrics of the latest epoch."

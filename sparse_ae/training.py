@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Losses', 'batch_losses', 'Meter', 'fit', 'fit_epoch', 'fit_step', 'Trainer', 'StepEngine', 'make_engine',
-           'why_not', 'train_sparse_autoencoder_with_early_stopping']
+           'train_sparse_autoencoder_with_early_stopping']
 
 # %% ../nbs/02_training.ipynb #76e84497
 import math
@@ -400,7 +400,6 @@ def normalize(self:StepEngine) -> None:
 
 @patch
 def close(self:StepEngine) -> None: "Restore what the engine changed in the model."
-
 ENGINES = {}   # Faster engines by name; a later one overrides an earlier one
 
 def make_engine(trainer:Trainer) -> StepEngine:
@@ -410,10 +409,11 @@ def make_engine(trainer:Trainer) -> StepEngine:
     name = ' + '.join(cls.__name__.removesuffix('Engine') for cls in reversed(usable))
     return type(name, tuple(usable), {})(trainer)
 
-def why_not(trainer:Trainer) -> dict[str, list[str]]:
-    "Return for each engine the reasons why `trainer` does not use it; empty lists for those used."
-    plain = ["engine='plain' is set"] if trainer.options.engine == 'plain' else []
-    return {name: plain + cls.why_not(trainer) for name, cls in ENGINES.items()}
+@patch
+def why_not(self:Trainer) -> dict[str, list[str]]:
+    "Return for each engine the reasons why this run does not use it; empty lists for those used."
+    plain = ["engine='plain' is set"] if self.options.engine == 'plain' else []
+    return {name: plain + cls.why_not(self) for name, cls in ENGINES.items()}
 
 @patch(as_prop=True)
 def engine(self:Trainer) -> StepEngine:

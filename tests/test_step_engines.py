@@ -11,7 +11,7 @@ from sparse_ae import (BatchTopK, Callback, CodeActivation, Penalty, SparseAutoe
 from sparse_ae.engines.stacked import StackedEngine
 from sparse_ae.presets import PRESETS
 from sparse_ae.regularizers import LayerSparsity
-from sparse_ae.training import ENGINES, StepEngine, why_not
+from sparse_ae.training import ENGINES, StepEngine
 
 
 def losses(split, make, engine, **options):
@@ -53,14 +53,21 @@ def test_engines_are_used_and_say_why_not(split):
         return Trainer(model, *split, 1, 1e-3, 1, verbose=0, **options)
     top = trainer()
     assert type(top.engine).__name__ == 'Dense + SparseCode'
-    assert not why_not(top)['SparseCodeEngine']
-    assert 'the model is not on a GPU' in why_not(top)['CudaGraphEngine']
+    assert not top.why_not()['SparseCodeEngine']
+    assert 'the model is not on a GPU' in top.why_not()['CudaGraphEngine']
     top.close()
     plain = trainer(engine='plain')
     assert type(plain.engine) is StepEngine
-    assert why_not(plain)['DenseEngine'] == ["engine='plain' is set"]
+    assert plain.why_not()['DenseEngine'] == ["engine='plain' is set"]
     with pytest.raises(ValueError, match="engine must be 'auto' or 'plain', got 'fast'"):
         trainer(engine='fast')
+
+
+def test_verbose_2_prints_the_engines(split, capsys):
+    for engine, used in ('auto', 'DenseEngine, SparseCodeEngine'), ('plain', 'StepEngine'):
+        fit(SparseAutoencoder(64, 40, hidden_dims=(), activation=TopK(8)), *split, 1, 1e-3, 1,
+            verbose=2, engine=engine)
+        assert f'step engines: {used}; not used: ' in capsys.readouterr().out
 
 
 def test_the_plain_engine_is_not_the_fast_one(split):
