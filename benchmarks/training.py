@@ -145,8 +145,7 @@ def bookkeeping(rounds):
     rows, sizes = [], {'batch 256': (256, 100), 'full batch of 3,200': (3200, 200)}
     events = [(kind, name) for kind in (Checkpoint, LogFile, ProgressBar)
               for name in EVENTS if name in vars(kind)]
-    parts = (*events, (Trainer, 'finish_epoch'), (Meter, 'add'), (Meter, 'result'),
-             (training, 'count_active'))
+    parts = (*events, (Trainer, 'finish_epoch'), (Meter, 'add'), (training, 'count_active'))
     spent = 0.
 
     def timed(function):

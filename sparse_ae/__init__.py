@@ -3,8 +3,8 @@ __version__ = "0.1.0"
 
 from .activations import (BatchTopK, CodeActivation, Gated, HardThreshold, JumpReLU,
                           MatchingPursuit, SoftThreshold, TopK, Unrolled)
-from .callbacks import (Callback, EarlyStopping, LogFile, StopTraining, TensorBoardLog,
-                        TrainingDiverged, WandbLog)
+from .callbacks import (AveragedWeights, Callback, EarlyStopping, LogFile, StopTraining,
+                        TensorBoardLog, TrainingDiverged, WandbLog)
 from .data import Rows, digits, image_patches, sparse_dictionary, train_val_split
 from .eval_viz import (dictionary, evaluate_sparse_autoencoder, feature_contributions,
                        local_dictionary, match_dictionaries, plot_dictionary, plot_reconstructions,
@@ -25,8 +25,8 @@ from .engines import dense, sparse_codes, cuda_graphs, stacked   # add themselve
 from .lab.widgets import FeatureExplorer, LossPlayground, TrainingDashboard, compare_runs
 
 __all__ = [
-    'AnnealedPNorm', 'AuxiliaryLoss', 'BatchTopK', 'Callback', 'CodeActivation', 'Contractive',
-    'EarlyStopping', 'FeatureExplorer', 'Gated', 'GateReconstruction', 'HardThreshold',
+    'AnnealedPNorm', 'AuxiliaryLoss', 'AveragedWeights', 'BatchTopK', 'Callback',
+    'CodeActivation', 'Contractive', 'EarlyStopping', 'FeatureExplorer', 'Gated', 'GateReconstruction', 'HardThreshold',
     'HoyerTarget', 'Isometry', 'JumpReLU', 'LayerSparsity', 'LogFile', 'LossPlayground',
     'MatchingPursuit', 'Metric', 'NestedReconstruction', 'Penalty', 'Regularizer', 'Resample',
     'Rows', 'SoftThreshold', 'SparseAutoencoder', 'StepEngine', 'StopTraining',

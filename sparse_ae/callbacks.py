@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'SCHEDULES', 'Callback', 'check_callback', 'StatefulCallback', 'StopTraining', 'TrainingDiverged',
-           'block_early_stopping', 'EarlyStopping', 'LearningRateSchedule', 'ClipGradients', 'ProgressBar', 'LogFile',
-           'TensorBoardLog', 'WandbLog', 'StartFromData']
+           'block_early_stopping', 'EarlyStopping', 'AveragedWeights', 'LearningRateSchedule', 'ClipGradients',
+           'ProgressBar', 'LogFile', 'TensorBoardLog', 'WandbLog', 'StartFromData']
 
 # %% ../nbs/06_callbacks.ipynb #e7696f3b
 import csv
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from .activations import eval_mode
 from .data import sample_rows
-from .validation import (check_choice, check_int, check_not_negative, check_positive,
-                                  require)
+from .validation import (check_choice, check_fraction, check_int, check_not_negative,
+                                  check_number, check_positive, require)
 
 # %% ../nbs/06_callbacks.ipynb #fbd06840
 EVENTS = ('before_fit', 'before_epoch', 'before_step', 'after_loss', 'after_backward', 'after_step',
@@ -215,6 +215,44 @@ def after_fit(self:EarlyStopping, trainer):
     elif trainer.epoch and trainer.stopped_by != 'interrupt':
         trainer.history['best_epoch'] = trainer.epoch - 1
 
+# %% ../nbs/06_callbacks.ipynb #cbaver02
+class AveragedWeights(StatefulCallback):
+    """Averages the weights over the steps. Validation and early stopping use the average, so that
+    the model ends with the best averaged weights.
+
+    Source: Polyak & Juditsky, 1992; Izmailov et al., 2018."""
+    single_use = True
+    saved_attributes = {'average': 'average', 'steps': 'num_steps'}
+
+    def __init__(
+        self,
+        decay:'float|None'=0.999,   # Weight of the old average in a step; `None`: equal weights
+        start:float=0.,             # Share of the epochs before the first averaged step
+    ):
+        self.decay = None if decay is None else check_fraction('decay', decay)
+        self.start = check_number('start', start, '0 or more and below 1', lambda v: 0 <= v < 1)
+        self.average, self.num_steps, self.weights = None, 0, None
+
+    def after_step(self, trainer):
+        if trainer.progress < self.start * trainer.num_epochs: return
+        self.num_steps += 1
+        state = {name: value for name, value in trainer.model.state_dict().items()
+                 if value.is_floating_point()}
+        if self.average is None: self.average = {name: v.clone() for name, v in state.items()}
+        weight = 1/self.num_steps if self.decay is None or self.num_steps == 1 else 1 - self.decay
+        for name, value in state.items():
+            self.average[name] = self.average[name].to(value.device).lerp_(value, weight)
+
+    def after_train(self, trainer):
+        if self.average is None: return
+        self.weights = _snapshot(trainer.model)
+        trainer.model.load_state_dict(self.weights | self.average)
+        trainer.autoencoder.normalize_decoder_weights()   # the mean of unit vectors is shorter
+
+    def after_epoch(self, trainer):
+        if self.weights is not None: trainer.model.load_state_dict(self.weights)
+        self.weights = None
+
 # %% ../nbs/06_callbacks.ipynb #e4e0d90f
 SCHEDULES = {'constant': lambda s: 1., 'linear': lambda s: 1 - s,
              'cosine': lambda s: (1 + math.cos(math.pi * s)) / 2}
@@ -267,6 +305,7 @@ def _engine_text(
     others = [f'{name} ({why[0]})' for name, why in reasons.items() if why]
     return f"step engines: {', '.join(used)}; not used: {', '.join(others) or 'none'}"
 
+# %% ../nbs/06_callbacks.ipynb #cbprog02
 class ProgressBar(Callback):
     """Shows a progress bar with the current losses (`verbose` 1), in addition prints the step
     engines and a line an epoch (2), or does nothing (0)."""
@@ -403,6 +442,7 @@ class StartFromData(Callback):
         if getattr(trainer.model, 'depth', 2) > 1 or not hasattr(trainer.model, 'initialize'):
             raise ValueError("initialize must be False for a model with hidden layers, or not of "
                              f"this library, got True for {type(trainer.model).__name__}")
+        trainer.model.check_parameters()
         self.activation = trainer.model.activation
 
     def state_dict(self): return {'options': self.activation.options}  # `initialize` changes them
@@ -415,5 +455,5 @@ class StartFromData(Callback):
         if rows is None: x = torch.cat(trainer.batches)
         else:
             x = sample_rows(rows, 4096).to(trainer.train.device, trainer.train.dtype)
-            x = x * trainer.scale
+            if trainer.scaling is not None: x = trainer.scaling(x)
         with eval_mode(trainer.model, no_grad=True): trainer.model.initialize(x.flatten(1), self.l0)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CUTOFF', 'digits', 'whiten_image', 'image_patches', 'SparseSamples', 'SparseDictionary', 'sparse_dictionary', 'Rows',
-           'sample_rows', 'TensorRows', 'open_rows', 'train_val_split', 'Batches', 'data_scale']
+           'sample_rows', 'TensorRows', 'open_rows', 'train_val_split', 'Batches']
 
 # %% ../nbs/04_data.ipynb #f35e477b
 import itertools
@@ -315,7 +315,7 @@ class Batches:
         self.batch_size, self.accumulate = (check_int('batch_size', batch_size),
                                             check_int('accumulate', accumulate))
         self.steps = None if steps is None else check_int('steps_per_epoch', steps)
-        self.shuffle, self.scale = shuffle, 1.    # the rows are multiplied by `scale`
+        self.shuffle, self.scaling = shuffle, None    # `Scaling` of the batches
         width = getattr(model, 'input_dim', None)
         self.features = features if width is None else (width,)
         self.shape_source = (", as the data before" if width is None else
@@ -463,7 +463,7 @@ def _steps_of_pass(self:Batches) -> Iterator[list[Tensor]]:
              self._steps_from_rows(self.pass_generator))
     for step in steps:
         step = [x.to(self.device, self.dtype, non_blocking=True) for x in step]
-        yield step if self.scale == 1 else [x * self.scale for x in step]
+        yield step if self.scaling is None else [self.scaling(x) for x in step]
 
 @patch
 def _draw_seed(self:Batches) -> int:
@@ -589,21 +589,3 @@ def load_state_dict(self:Batches, state:dict) -> None:
                              f"before the checkpoint, got {number}")
     self.steps_done = state['taken']
     torch.set_rng_state(rng_state)
-
-# %% ../nbs/04_data.ipynb #1a0fde9e
-def data_scale(
-    normalize:'bool|float',    # Whether to measure the scale, or the standard deviation itself
-    rows:'Rows|Tensor|None',   # Data, shape `(n, ...)`; `None` for a loader or stream
-) -> float:                    # Factor by which training multiplies the data
-    """Return `s` of equation (3), measured on at most 16,384 rows; 1 for constant data.
-
-    Raises `ValueError` if the scale of a loader or stream is to be measured."""
-    if isinstance(normalize, np.bool_): normalize = bool(normalize)
-    if normalize is False: return 1.
-    if normalize is not True: return 1 / check_positive('normalize', normalize)
-    if rows is None:
-        raise ValueError("normalize must be False, or the standard deviation as a number, where "
-                         "train_data is a stream or a loader")
-    x = sample_rows(rows, 2**14).flatten(1).double()
-    deviation = (x - x.mean(0)).square().mean().sqrt().item()
-    return 1 / deviation if deviation else 1.

@@ -23,112 +23,157 @@ from matplotlib.figure import Figure  # pyplot would start a graphical backend
 from .activations import eval_mode
 from .data import Batches
 from .losses import METRICS, Measurements, Metric, hoyer_sparseness
-from .models import check_autoencoder, encode_batch, is_native, reconstruct
+from .models import (between_steps, check_autoencoder, check_forward, encode_batch,
+                              is_native, reconstruct)
 from .regularizers import jacobians
 from .validation import as_tensor_rows, check_device, check_int, require
 
 # %% ../nbs/03_eval_viz.ipynb #eval_e01
-def _blocks(codes:np.ndarray) -> list[np.ndarray]:
-    "Return views of the codes, in blocks of about 4 million entries."
-    rows = max(1, 2**22 // codes.shape[1])
-    return np.array_split(codes, math.ceil(len(codes) / rows))
-
 def _explained_variance(m:Measurements) -> float:
     "Compute one minus the unexplained share of the variance; NaN for constant data."
     if m.squared_deviation == 0: return math.nan
     return 1 - m.squared_error / m.squared_deviation
 
-def _sparsity_level(m:Measurements) -> float:
-    "Compute the share of the entries of the codes that are nearly zero."
-    return sum(int((abs(part) < 0.01).sum()) for part in _blocks(m.codes)) / m.codes.size
-
-def _hoyer(m:Measurements) -> float:
-    "Compute the mean Hoyer sparseness of the codes; NaN for a single latent."
-    if m.codes.shape[1] == 1: return math.nan
-    return sum(hoyer_sparseness(torch.from_numpy(part)).sum().item()
-               for part in _blocks(m.codes)) / m.n
+def _explained_variance_standardized(m:Measurements) -> float:
+    "Compute the mean over columns of the explained share of their variance; NaN for constant data."
+    varies = m.column_deviation > 0
+    if not varies.any(): return math.nan
+    return 1 - float((m.column_error[varies] / m.column_deviation[varies]).mean())
 
 METRICS.update(
     mean=Metric('MSE', 'mean over samples and features', lambda m: float(m.errors.mean())),
     std=Metric('std of the MSE', 'standard deviation over samples',
                lambda m: float(m.errors.std())),
     explained_variance=Metric('explained variance', 'share of the variance', _explained_variance),
-    sparsity_level=Metric('sparsity level', 'share of |z| < 0.01', _sparsity_level,
-                          from_codes=True),
-    hoyer=Metric('Hoyer sparseness', '0 (dense) to 1 (one-hot)', _hoyer, from_codes=True))
+    explained_variance_standardized=Metric('explained variance of standardised columns',
+                                           'share of the variance',
+                                           _explained_variance_standardized),
+    sparsity_level=Metric('sparsity level', 'share of |z| < 0.01',
+                          lambda m: m.near_zero / (m.n * len(m.active)), from_codes=True),
+    hoyer=Metric('Hoyer sparseness', '0 (dense) to 1 (one-hot)',
+                 lambda m: m.hoyer / m.n if len(m.active) > 1 else math.nan, from_codes=True))
 
 # %% ../nbs/03_eval_viz.ipynb #bed9b7be
 class _SquaredDeviation:
-    "Sum of squared deviations of the data from their mean, in double precision, batch by batch."
+    "Squared deviations of each column from its mean, in double precision, batch by batch."
     def __init__(self): self.n, self.mean, self.sum, self.squares = 0, 0., 0., 0.
 
     def add(self, x:Tensor) -> None:
         "Add a batch."
         x = x.flatten(1).cpu().double()
-        self.squares += x.square().sum().item()
+        self.squares = self.squares + x.square().sum(0)
         mean, n = x.mean(0), self.n + len(x)
         shift = mean - self.mean
-        self.sum += ((x - mean).square().sum() + shift.square().sum()*self.n*len(x)/n).item()
+        self.sum = self.sum + (x - mean).square().sum(0) + shift.square() * (self.n*len(x)/n)
         self.mean, self.n = self.mean + shift * (len(x) / n), n
 
-    def value(self) -> float:
-        "Return the sum; 0 if it is only rounding in double precision."
-        return self.sum if self.sum > 1e-29 * self.squares else 0.
+    def value(self) -> np.ndarray:
+        "Return the sums, `(features,)`; 0 where a sum is only rounding in double precision."
+        return torch.where(self.sum > 1e-29 * self.squares, self.sum, 0.).numpy()
 
 # %% ../nbs/03_eval_viz.ipynb #d1cf96dd
-def _measure(
-    codes:np.ndarray,   # Codes, shape `(n, latent_dim)`
-    **measured:Any,     # Errors and sums of squares, as in `Measurements`
-) -> Measurements:
-    "Return the measurements of the codes and the given ones."
-    active = np.zeros(codes.shape[1])
-    for part in _blocks(codes): active += (part != 0).sum(0)
-    return Measurements(len(codes), torch.from_numpy(active), codes=codes, **measured)
+def _blocks(codes:np.ndarray) -> list[np.ndarray]:
+    "Return views of the codes, in blocks of about 4 million entries."
+    rows = max(1, 2**22 // codes.shape[1])
+    return np.array_split(codes, math.ceil(len(codes) / rows))
 
-def _results(
-    m:Measurements,       # Measurements of one pass over the data
-) -> dict:
-    "Return the arrays and the metrics of an evaluation; without errors, those of the codes."
-    arrays = {} if m.errors is None else dict(errors=m.errors)
-    arrays |= dict(latent_codes=m.codes, density=(m.active / m.n).numpy(),
-                   mean_activation_per_neuron=m.codes.mean(0, dtype=np.float64))
-    return arrays | {name: metric.value(m) for name, metric in METRICS.items()
-                     if m.errors is not None or metric.in_history or metric.from_codes}
+class _CodeSums:
+    "Sums over the codes of a pass, added batch by batch."
+    def __init__(self): self.n, self.active, self.total, self.near_zero, self.hoyer = 0, 0, 0, 0, 0.
 
+    def add(self, codes:np.ndarray) -> None:
+        "Add codes of shape `(batch, latent_dim)`."
+        for part in _blocks(codes):
+            self.n += len(part)
+            self.active = self.active + (part != 0).sum(0)
+            self.total = self.total + part.sum(0, dtype=np.float64)
+            self.near_zero += int((abs(part) < 0.01).sum())
+            if part.shape[1] > 1:
+                self.hoyer += hoyer_sparseness(torch.from_numpy(part)).sum().item()
+
+    def results(self, codes:Any, **measured:Any) -> dict:
+        "Return the arrays and the metrics of a pass; without errors, those of the codes."
+        m = Measurements(self.n, torch.from_numpy(self.active).double(), codes=codes,
+                         near_zero=self.near_zero, hoyer=self.hoyer, **measured)
+        arrays = {} if m.errors is None else dict(errors=m.errors)
+        if codes is not None: arrays['latent_codes'] = codes
+        arrays |= dict(density=self.active / self.n, mean_activation_per_neuron=self.total / self.n)
+        return arrays | {name: metric.value(m) for name, metric in METRICS.items()
+                         if m.errors is not None or metric.in_history or metric.from_codes}
+
+# %% ../nbs/03_eval_viz.ipynb #eval_r01
 def code_results(
     codes:np.ndarray,   # Codes, shape `(n, latent_dim)`
 ) -> dict:              # `latent_codes` and all results that depend on codes only
     "Compute the results that depend on codes only. The codes are not copied."
-    return _results(_measure(codes))
+    sums = _CodeSums()
+    sums.add(codes)
+    return sums.results(codes)
+
+# %% ../nbs/03_eval_viz.ipynb #eval_r03
+class _DenseCodes:
+    "Codes of a pass as one array."
+    # extended in place: small arrays kept between large temporary ones would fragment the memory
+    def __init__(self): self.buffer = bytearray()
+    def add(self, z:Tensor) -> None: self.buffer += z.numpy().tobytes()
+    def result(self, n:int) -> np.ndarray:
+        return np.frombuffer(self.buffer, np.float32).reshape(n, -1)
+
+class _SparseCodes:
+    "Codes of a pass as one CSR tensor."
+    def __init__(self): self.parts = []
+    def add(self, z:Tensor) -> None:
+        part = z.to_sparse_csr()
+        self.latent_dim = z.shape[1]
+        self.parts.append((part.crow_indices().diff(), part.col_indices(), part.values()))
+    def result(self, n:int) -> Tensor:
+        counts, columns, values = map(torch.cat, zip(*self.parts))
+        return torch.sparse_csr_tensor(F.pad(counts.cumsum(0), (1, 0)), columns, values,
+                                       (n, self.latent_dim))
+
+class _NoCodes:
+    "Codes of a pass that are not kept."
+    def add(self, z:Tensor) -> None: "Keep nothing."
+    def result(self, n:int) -> None: "Return nothing."
+
+_KEPT = {True: _DenseCodes, 'sparse': _SparseCodes, False: _NoCodes}
 
 # %% ../nbs/03_eval_viz.ipynb #eval_e02
 def evaluate_sparse_autoencoder(
     model:nn.Module,                   # Any module with `encode` and `decode`
     test_data:Any,           # Tensor, array, memory map `(n, input_dim)`, `Dataset` or `DataLoader`
-    device:'str|torch.device'='cpu',   # Device of the computation; the model is moved to it
+    device:'str|torch.device|None'=None,   # Device; the model is moved to it. `None`: of the model
     *,
     batch_size:int=1024,               # Samples per batch; does not affect the results
+    return_codes:'bool|str'=True,      # Whether to keep the codes; `'sparse'`: as a CSR tensor
 ) -> dict:                             # Results by name, as in the table above
     """Evaluate a model on held-out data: errors, codes and all metrics of `METRICS`, as NumPy
     arrays and floats.
 
-    `explained_variance` is NaN if the data do not vary, `hoyer` is NaN for a single latent.
-    Raises `TypeError` or `ValueError` for bad arguments and data."""
-    check_autoencoder(model).to(check_device(device))
-    # extended in place: small arrays kept between large temporary ones would fragment the memory
-    errors, codes, deviation = bytearray(), bytearray(), _SquaredDeviation()
+    `explained_variance` is NaN if the data do not vary, `hoyer` is NaN for a single latent. A model
+    that another run trains is evaluated as it is between two of its steps. Raises `TypeError` or
+    `ValueError` for bad arguments and data."""
+    if not isinstance(return_codes, (bool, str)) or return_codes not in _KEPT:
+        raise ValueError(f"return_codes must be True, False or 'sparse', got {return_codes!r}")
+    model = between_steps(check_autoencoder(model))
+    if device is not None: model.to(check_device(device))
+    errors, column_error, deviation = bytearray(), 0., _SquaredDeviation()
+    sums, kept = _CodeSums(), _KEPT[return_codes]()
     with eval_mode(model, no_grad=True):
         for x in Batches('test_data', test_data, model, batch_size):
+            if not errors: check_forward(model, x)
             encoded, x_reconstructed = reconstruct(model, x)
-            difference = (x_reconstructed - x).flatten(1)
-            errors += difference.cpu().double().square().mean(1).numpy().tobytes()
-            codes += encoded.z.flatten(1).float().cpu().numpy().tobytes()
+            squared = (x_reconstructed - x).flatten(1).cpu().double().square()
+            errors += squared.mean(1).numpy().tobytes()
+            column_error = column_error + squared.sum(0)
+            z = encoded.z.flatten(1).float().cpu()
+            sums.add(z.numpy())
+            kept.add(z)
             deviation.add(x)
-    errors = np.frombuffer(errors, np.float64)
-    codes = np.frombuffer(codes, np.float32).reshape(len(errors), -1)
-    return _results(_measure(
-        codes, errors=errors, squared_error=float(errors.sum() * difference.shape[1]),
-        squared_deviation=deviation.value()))
+    columns = dict(column_error=column_error.numpy(), column_deviation=deviation.value())
+    return sums.results(kept.result(sums.n), errors=np.frombuffer(errors, np.float64), **columns,
+                        squared_error=float(columns['column_error'].sum()),
+                        squared_deviation=float(columns['column_deviation'].sum()))
 
 # %% ../nbs/03_eval_viz.ipynb #496d582b
 def new_figure(
@@ -303,17 +348,18 @@ def dictionary(
 ) -> Tensor:                              # Atoms, shape `(len(latents), input_dim)`
     """Return the direction in input space in which each latent moves the reconstruction.
 
-    For a single linear layer these are the columns of the decoder. For a deep decoder these are
-    the columns of its Jacobian, at a typical code of each latent (with `codes`) or where only that
-    latent is active (without). Raises `ValueError` for codes of another width."""
+    For a single linear layer these are the columns of the decoder, in the unit of the data. For a
+    deep decoder these are the columns of its Jacobian, at a typical code of each latent (with
+    `codes`) or where only that latent is active (without). Raises `ValueError` for codes of another width."""
     latent_dim = getattr(check_autoencoder(model), 'latent_dim', None)
     z = None if codes is None else _check_codes(codes, latent_dim)
     if z is not None: latent_dim = z.shape[1]
     if latent_dim is None:
         raise ValueError("codes must be given for a model that has no latent_dim")
     latents = _check_latents(latents, latent_dim)
-    if is_native(model, 'decode') and model.depth == 1:
-        return model.decoder_weights()[0].detach()[:, latents].T
+    if is_native(model) and model.depth == 1:
+        atoms = model.decoder_weights()[0].detach()[:, latents].T
+        return atoms if model.scaling is None else atoms * model.scaling.scale.to(atoms)
     with eval_mode(model, no_grad=True): return _decoder_jvp(model, z, latents, latent_dim)
 
 # %% ../nbs/03_eval_viz.ipynb #4e58fbe9

@@ -23,7 +23,7 @@ from torch import Tensor
 from .callbacks import Callback, StopTraining
 from .losses import PENALTIES
 from .models import (BaseSparseAutoencoder, SparseAutoencoder,
-                              TiedWeightSparseAutoencoder)
+                              TiedWeightSparseAutoencoder, between_steps)
 from .validation import check_bool, check_choice, check_int, check_positive
 
 # %% ../nbs/11_io.ipynb #2c7fa2a9
@@ -59,6 +59,7 @@ def save_pretrained(
     if type(self) not in MODEL_CLASSES.values():
         raise TypeError(f"model must be one of {', '.join(MODEL_CLASSES)} to be loaded again, "
                         f"got {type(self).__name__}")
+    self = between_steps(self)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = dict(model_class=type(self).__name__, **self.config())
@@ -229,8 +230,8 @@ def _write(self:Checkpoint, trainer) -> None:
 CHECKPOINT_FIELDS = dict(   # key in the file: attribute of the trainer
     epoch='epoch', step='step', sparsity_weight='sparsity_weight',
     target_sparsity='target_sparsity', learning_rate='learning_rate',
-    peak_rate='base_learning_rate', ramp='penalty_scale', scaled='is_scaled',
-    stopped_by='stopped_by', history='history')
+    peak_rate='base_learning_rate', ramp='penalty_scale', stopped_by='stopped_by',
+    history='history')
 
 RESUMABLE_OPTIONS = ('num_epochs', 'patience', 'verbose', 'device', 'callbacks', 'resume',
                      'checkpoint_dir', 'checkpoint_epochs', 'checkpoint_minutes', 'engine')
@@ -278,6 +279,15 @@ def training_state(
                           for c in _callbacks_with_state(trainer)]}
 
 # %% ../nbs/11_io.ipynb #runstat3
+def _add_scaling(trainer:Any, state:dict) -> None:
+    "Add the scaling to the weights in a checkpoint of version 0.1, which did not shift the data."
+    own = {k: v for k, v in trainer.model.state_dict().items() if k.startswith('scaling.')}
+    if not own or own.keys() <= state['model'].keys(): return
+    own['scaling.shift'] = torch.zeros_like(own['scaling.shift'])
+    state['model'] |= own
+    for _, values in state['callbacks']:
+        if values.get('best'): values['best'] |= own
+
 def restore_training_state(
     trainer:Any,   # Trainer of the run to be resumed
     state:dict,    # State of the same kind of run
@@ -291,10 +301,14 @@ def restore_training_state(
     there = [name for name, _ in state['callbacks']]
     if own != there: raise ValueError("callbacks that have a state must be as in the checkpoint, "
                                       f"{there}, got {own}")
+    _add_scaling(trainer, state)
     for key, name in CHECKPOINT_FIELDS.items(): setattr(trainer, name, state[key])
     trainer.early_stopping_blockers = set(state['warming_up'])
     for part in ('model', 'optimizer', 'meter', 'train', 'val'):
         getattr(trainer, part).load_state_dict(state[part])
+    for group in trainer.optimizer.param_groups:   # without these in files of version 0.1
+        group.setdefault('base_lr', trainer.options.learning_rate)
+        group.setdefault('lr_factor', trainer.learning_rate / trainer.options.learning_rate)
     for callback, (_, values) in zip(_callbacks_with_state(trainer), state['callbacks']):
         callback.load_state_dict(values)
     trainer.generator.set_state(state['generator'])

@@ -359,6 +359,10 @@ class Measurements:
     codes:'np.ndarray|None'=None        # Codes, `(n, latent_dim)`
     squared_error:'float|None'=None     # Sum of squared errors over samples and features
     squared_deviation:'float|None'=None # Sum of squared deviations of the data from their mean
+    column_error:'np.ndarray|None'=None      # Sum of squared errors of each feature, `(features,)`
+    column_deviation:'np.ndarray|None'=None  # Sum of squared deviations of each feature
+    near_zero:'int|None'=None           # Number of entries of the codes with |z| < 0.01
+    hoyer:'float|None'=None             # Sum of the Hoyer sparseness over the samples
 
 class Metric(NamedTuple):
     "Number by which a code or a reconstruction is judged."

@@ -78,11 +78,11 @@ def prefix_reconstructions(
     prefixes:Sequence[int],     # Numbers of latents, in increasing order
 ) -> Iterator[Tensor]:          # Reconstructions, each of shape `(batch, input_dim)`
     "Yield the reconstructions from the first latents alone."
-    if is_native(model, 'decode') and model.depth == 1:
+    if is_native(model) and model.depth == 1:
         (W,), partial_sum, start = model.decoder_weights(), model.decoder_bias_1, 0
         for end in prefixes:
             partial_sum = torch.addmm(partial_sum, z[:, start:end], W[:, start:end].T)
-            yield partial_sum
+            yield model.from_scaled(partial_sum)
             start = end
     else:
         indices = torch.arange(z.shape[-1], device=z.device)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from .activations import eval_mode
 from .callbacks import Callback, StatefulCallback, block_early_stopping
 from .losses import p_norm_sparsity_loss
-from .models import (BaseSparseAutoencoder, Encoded, Layer, is_native, linear_stack,
-                              unit_norm)
+from .models import (BaseSparseAutoencoder, Encoded, Layer, has_encode_layers,
+                              linear_stack, unit_norm)
 from .regularizers import Regularizer
 from .validation import (check_choice, check_fraction, check_int, check_not_negative,
                                   check_number, check_positive, warn_caller)
@@ -376,6 +376,12 @@ def resample(
     optimizer:'torch.optim.Optimizer|None'=None,   # Optimiser whose state is reset, if any
 ) -> int:                         # Number of revived latents, at most `n`
     "Point dead latents at badly reconstructed inputs."
+    x = model.to_scaled(x)
+    with model.assume_scaled(): return _resample_scaled(model, dead, x, generator, optimizer)
+
+def _resample_scaled(model:BaseSparseAutoencoder, dead:Tensor, x:Tensor, generator:Any,
+                     optimizer:Any) -> int:
+    "`resample` for inputs in the unit of the layers."
     encoded, latents = model.encode_layers(x), dead.nonzero().flatten()
     residual = x - model.decode(encoded.z)
     chosen = choose_inputs(residual.square().sum(1), len(latents), generator).to(x.device)
@@ -459,11 +465,13 @@ def reviver(
     model:nn.Module,                 # Model to be trained
 ) -> 'DeadLatents|None':             # A new callback, if any
     "Return the callback that revives latents. Raises `ValueError` if it cannot change the model."
-    ours = is_native(model)
+    ours = isinstance(model, BaseSparseAutoencoder) and (
+        has_encode_layers(model) and not model.computed_parameters())
     frozen = any(not p.requires_grad for p in model.parameters())
     if revive is None or (revive == 'auto' and (frozen or not ours)): return None
     if not ours: raise ValueError("revive must be None for a model that is not one of this "
-                                  f"library's, got {revive!r} for {type(model).__name__}")
+                                  "library's, or whose encode or weights are others, "
+                                  f"got {revive!r} for {type(model).__name__}")
     if frozen: raise ValueError("revive must be None for a model with frozen parameters, which it "
                                 f"would change, got {revive!r}")
     if isinstance(revive, DeadLatents): return copy.deepcopy(revive)  # an argument of many runs

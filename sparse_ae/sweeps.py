@@ -108,6 +108,7 @@ def losses_of(
     batches:Sequence[Tensor],    # Batch of each member
 ) -> list[Losses]:
     "Compute and measure the losses; a member whose loss is not finite ends."
+    for t in self.members: t.lock.hand_over()
     losses = self.engine.losses(batches)
     for t, own in zip(self.members, losses):
         if t not in self.active: continue

@@ -10,7 +10,7 @@ __all__ = ['ENGINES', 'Losses', 'batch_losses', 'Meter', 'fit', 'fit_epoch', 'fi
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +23,10 @@ from .io import (Checkpoint, read_state, restore_training_state, run_identity,
                           training_state)
 from .losses import (METRICS, Measurements, Penalty, get_penalty, mean_squared_error,
                               total_loss)
-from .models import (as_autoencoder, count_active, decode_batch, encode_batch,
+from .models import (TrainingLock, as_autoencoder, count_active, decode_batch,
+                              encode_batch, in_training, master_precision,
                               trainable_parameters)
-from .options import TrainingOptions, make_optimizer
-from .validation import check_device, check_int
+from .options import TrainingOptions, make_optimizer, scale_learning_rates
 
 # %% ../nbs/02_training.ipynb #bdc18f58
 class Losses(NamedTuple):
@@ -167,12 +167,10 @@ class Trainer:
         self.autoencoder, self.model = as_autoencoder(model), model
         self.parameters = trainable_parameters(model)
         o.check_model(model, penalty)
-        self.model.to(check_device(o.device))
-        seed = torch.randint(2**62, ()).item() if o.seed is None else check_int('seed', o.seed, 0)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.train, self.val, self.scale = o.make_batches(model, train_data, val_data, penalty)
+        o.move_model(model)
+        self.generator = o.make_generator()
+        self.train, self.val, self.scaling = o.make_batches(model, train_data, val_data, penalty)
         self._make_state()
-        self.callbacks = []
         self.add(*o.make_callbacks(model, penalty))
         self.identity = run_identity(self)
 
@@ -195,7 +193,7 @@ def _make_state(self:Trainer) -> None:
     self.optimizer = make_optimizer(o.optimizer, self.parameters, self.learning_rate)
     self.epoch, self.step, self.num_epochs = 0, 0, o.num_epochs
     self.penalty_scale, self.early_stopping_blockers = 1., set()
-    self.is_scaled = self.started = False
+    self.callbacks, self.started, self.lock = [], False, TrainingLock()
     self.stopped_by = self.error = self.losses = self.batches = None
     self._engine = self._engine_key = None
     self.meter, self.val_meter, self.measured, self.metrics = Meter(), Meter(), {}, METRICS
@@ -245,18 +243,17 @@ def start(self:Trainer) -> None:
 @patch
 @contextmanager
 def running(self:Trainer) -> Iterator[None]:
-    "Prepare the model for the loop, in the unit of the scaled data; restore its unit afterwards."
-    self.start()
-    for p in self.parameters: p.grad = None   # left over from an earlier run
-    if self.scale != 1 and not self.is_scaled:
-        self.model.rescale(self.scale)
-        self.is_scaled = True
-    try:
-        with torch.enable_grad(), torch.cuda.device_of(self.parameters[0]): yield
-    finally:
-        self.model.eval()
-        if self.is_scaled: self.model.rescale(1 / self.scale)
-        self.is_scaled = False
+    "Prepare the model for the loop: scaled unit and single precision, both undone afterwards."
+    with ExitStack() as stack:
+        self.lock = stack.enter_context(in_training(self.model))
+        if self.scaling: stack.enter_context(self.model.in_scaled_unit(self.scaling))
+        stack.enter_context(master_precision(self.model))
+        self.start()
+        for p in self.parameters: p.grad = None   # left over from an earlier run
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.cuda.device_of(self.parameters[0]))
+        stack.callback(self.model.eval)
+        yield
 
 @patch
 def close(self:Trainer) -> None:
@@ -304,6 +301,7 @@ def val_batches(self:Trainer) -> Iterator[Tensor]:
 @patch
 def losses_of(self:Trainer, x:Tensor) -> Losses:
     "Compute and measure the losses of a batch. Raises `TrainingDiverged` if one is not finite."
+    self.lock.hand_over()   # to a thread that evaluates or saves the model
     return self.measure(self.engine.losses(x))
 
 @patch
@@ -320,7 +318,8 @@ def finish_epoch(self:Trainer) -> None:
     values = {f'{side}_{name}': v for side in measured for name, v in measured[side].items()}
     values |= {name: values[f'train_{name}'] for name in METRICS if f'train_{name}' in values}
     values |= dict(sparsity_weight=self.sparsity_weight*self.penalty_scale,
-                   target_sparsity=self.target_sparsity, learning_rate=self.learning_rate,
+                   target_sparsity=self.target_sparsity,
+                   learning_rate=max(float(g['lr']) for g in self.optimizer.param_groups),
                    seconds=time.perf_counter() - self.epoch_start)
     for name, value in values.items():
         if name in self.history: self.history[name].append(value)
@@ -330,6 +329,7 @@ def finish_epoch(self:Trainer) -> None:
     if self.train.exhausted: self.stop(StopTraining('data'))
     elif self.epoch >= self.num_epochs: self.stop(StopTraining('num_epochs'))
 
+# %% ../nbs/02_training.ipynb #run00005
 @patch(as_prop=True)
 def penalty(self:Trainer) -> Penalty:
     "Penalty with the target rate in effect."
@@ -378,7 +378,7 @@ class StepEngine:
     def step(self) -> None:
         "Step the optimiser, clear the gradients and normalise the decoder."
         t = self.trainer
-        for group in t.optimizer.param_groups: group['lr'] = t.learning_rate
+        scale_learning_rates(t.optimizer, t.learning_rate / t.options.learning_rate)
         self.update()
         for p in t.parameters: p.grad = None
         self.normalize()
@@ -436,7 +436,7 @@ def train_sparse_autoencoder_with_early_stopping(
     sparsity_weight:float=0.1,        # Weight of the penalty, `>= 0`
     target_sparsity:float=0.05,       # Target rate of `'kl'`, strictly between 0 and 1
     sparsity_type:'str|Callable[[Tensor], Tensor]'='kl',  # Name in `PENALTIES`, or `f(z)`
-    device:'str|torch.device'='cpu',  # Device; the model stays there
+    device:'str|torch.device|None'=None,  # Device to move to; `None`: where the model is
     **kwargs:Any,                     # Further options, see `TrainingOptions`
 ) -> dict:                            # History
     """Train `model`; it ends with its best weights, in eval mode. Return the history.

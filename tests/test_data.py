@@ -8,8 +8,9 @@ from torch.utils.data import TensorDataset
 from sparse_ae import (Callback, FeatureExplorer, SparseAutoencoder, TopK,
                        evaluate_sparse_autoencoder, plot_reconstructions, sweep,
                        train_sparse_autoencoder_with_early_stopping)
-from sparse_ae.data import Batches, Rows, data_scale, open_rows, sample_rows
+from sparse_ae.data import Batches, Rows, open_rows, sample_rows
 from sparse_ae.lab.explorer import latent_statistics
+from sparse_ae.options import fitted_scaling
 
 
 class Files:
@@ -88,7 +89,9 @@ def test_blocks_of_a_source_that_is_larger_than_the_buffer(files, split):
 def test_functions_that_take_some_rows(files, split):
     for n in (1, 64, 10**6):
         assert torch.equal(sample_rows(files[0], n), sample_rows(split[0], n))
-    assert data_scale(True, files[0]) == data_scale(True, split[0])
+    model = SparseAutoencoder(64, 5)
+    scales = [fitted_scaling(True, model, rows).scale for rows in (files[0], split[0])]
+    assert torch.equal(*scales)
     assert open_rows('data', files[0]) is files[0] and isinstance(files[0], Rows)
     plot_reconstructions(SparseAutoencoder(64, 5), files[1], (8, 8))
     grid = dict(sparsity_weight=[0.1, 0.2])

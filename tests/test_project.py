@@ -103,7 +103,7 @@ def test_import_is_light():
 
 
 # a module may import modules of earlier entries; those of one entry do not import each other
-LAYERS = ('validation', 'losses activations data', 'models', 'callbacks regularizers',
+LAYERS = ('validation', 'scaling', 'losses activations data', 'models', 'callbacks regularizers',
           'io sparsity_control', 'options', 'training', 'eval_viz', 'presets sweeps',
           'engines.triton_kernels', 'engines.dense', 'engines.sparse_codes', 'engines.cuda_graphs',
           'engines.stacked', 'lab.display', 'lab.dashboard lab.explorer',
@@ -173,8 +173,8 @@ INTERFACE = {
     'TiedWeightSparseAutoencoder.normalize_weights_row_wise': 'self',
     'train_sparse_autoencoder_with_early_stopping':
         "model, train_data, val_data, num_epochs, learning_rate, patience, sparsity_weight=0.1, "
-        "target_sparsity=0.05, sparsity_type='kl', device='cpu'",
-    'evaluate_sparse_autoencoder': "model, test_data, device='cpu'",
+        "target_sparsity=0.05, sparsity_type='kl', device=None",
+    'evaluate_sparse_autoencoder': "model, test_data, device=None",
     'plot_sparse_training_history': 'history, save_path=None',
     'plot_sparse_autoencoder_analysis': "results, model_name='Sparse Autoencoder', save_path=None"}
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from sparse_ae import (BatchTopK, Callback, CodeActivation, Penalty, SparseAutoencoder, StopTraining,
                        TiedWeightSparseAutoencoder, TopK, Trainer, kl_divergence_sparsity_loss,
-                       sweep)
+                       sweep, train_sparse_autoencoder_with_early_stopping as fit)
 from sparse_ae.engines.stacked import StackedEngine
 from sparse_ae.presets import PRESETS
 from sparse_ae.regularizers import LayerSparsity
@@ -123,7 +123,7 @@ def test_what_is_stacked_must_be_vmappable(split):
                                              sparsity_type=sparsity_type, verbose=0))
     assert reasons() == []
     assert reasons(activation=Centred()) == ["its code activation is not vmappable"]
-    assert reasons(Doubled) == ["the model is not of this library"]
+    assert reasons(Doubled) == ["Doubled overrides encode_layers"]
     assert reasons(sparsity_type=branches) == [
         "the penalty is user-defined and not declared vmappable"]
     assert reasons(sparsity_type=Penalty(branches, vmappable=True)) == []

@@ -14,7 +14,7 @@ import sparse_ae
 
 PAGE = ROOT/'nbs'/'reference'/'api.qmd'
 TASKS = {
-    'Build a model': 'models activations presets',
+    'Build a model': 'models activations scaling presets',
     'Choose a penalty or a regulariser': 'losses regularizers',
     'Train': 'training options callbacks sparsity_control',
     'Compare settings': 'sweeps',

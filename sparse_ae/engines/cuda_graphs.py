@@ -19,8 +19,7 @@ from ..activations import Linear, ReLU, TopK
 from .sparse_codes import why_not_sparse
 from .triton_kernels import (COPIES, RowwiseAdam, kernels_for_rows,
                                               mean_squared_error)
-from ..io import MODEL_CLASSES
-from ..models import is_native
+from ..models import AdaptedAutoencoder, why_not_native
 from ..options import AUTOCAST_DTYPES, OPTIMIZERS
 from ..training import ENGINES, Losses, Meter, StepEngine, Trainer, batch_losses
 
@@ -116,11 +115,12 @@ class CudaGraphEngine(StepEngine):
     @classmethod
     def why_not(cls, trainer):
         model = trainer.model
-        ours = type(model) in MODEL_CLASSES.values()
+        foreign = why_not_native(model)
+        ours = foreign is None
         reasons = {
             "compile=True is not set": not trainer.options.compile,
             "the model is not on a GPU": next(model.parameters()).device.type != 'cuda',
-            "the model is not of this library": not ours,
+            foreign: not ours,
             "its encoder is not linear": ours and type(model.encoder) is not Linear,
             "its code activation is not 'relu' or TopK":
                 ours and type(model.activation) not in (ReLU, TopK),
@@ -163,6 +163,8 @@ class CompiledEngine(StepEngine):
     "Losses compiled by `torch.compile`."
     def __init__(self, trainer:Trainer):
         super().__init__(trainer)
+        if not isinstance(self.model, AdaptedAutoencoder):   # torch.compile need not ask what it is
+            self.model = AdaptedAutoencoder(self.model)
         self.compiled = torch.compile(batch_losses)
 
     @classmethod
@@ -254,9 +256,7 @@ def _set_layout(trainer:Trainer, W:'Tensor|None', layout:Callable[[Tensor], Tens
 def _unit_rows(trainer:Trainer) -> dict[Tensor, bool]:
     "Matrices that are trained, and whether their rows in memory are kept at norm 1."
     name, dim = trainer.model.normalized_parameter()
-    ours = is_native(trainer.model, 'normalize_decoder_weights', 'normalized_parameter',
-                     '_normalize', 'assume_unit_norm')
-    return {W: ours and trainer.model.get_parameter(name) is W and
+    return {W: trainer.model.get_parameter(name) is W and
                dim == (-1 if W.is_contiguous() else -2)
             for W in trainer.parameters if W.ndim == 2}
 

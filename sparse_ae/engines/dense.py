@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..activations import Linear, ReLU
 from .triton_kernels import kernels_for_rows
 from ..models import (AdaptedAutoencoder, BaseSparseAutoencoder, Encoded, is_native,
-                              linear_stack, project_to_tangent, unit_norm)
+                              linear_stack, project_to_tangent, unit_norm, why_not_native)
 from ..training import ENGINES, StepEngine
 
 # %% ../../nbs/engines/04_dense.ipynb #dense9a0
@@ -50,12 +50,9 @@ def project_out(
 # %% ../../nbs/engines/04_dense.ipynb #dense009
 @torch.no_grad()
 def normalize_decoder(
-    model:nn.Module,    # Model; changed in place
+    model:BaseSparseAutoencoder,    # Model; changed in place
 ) -> None:
     "Normalise the stored decoder weights, if the model has a normalisation."
-    if not is_native(model, 'normalize_decoder_weights'):
-        if hasattr(model, 'normalize_decoder_weights'): model.normalize_decoder_weights()
-        return
     name, dim = model.normalized_parameter()
     if dim is not None: unit_norm_(model.get_parameter(name), dim)
 
@@ -80,7 +77,7 @@ def encodes_in_place(
     model:nn.Module,    # Model
 ) -> bool:
     "Whether the code of the model is a ReLU of its pre-activation, by the library's own methods."
-    return (is_native(model, 'encode', 'encode_layers') and not model.gradient_checkpointing
+    return (is_native(model) and not model.gradient_checkpointing
             and type(model.encoder) is Linear and type(model.activation) is ReLU)
 
 def encode_in_place(
@@ -89,7 +86,7 @@ def encode_in_place(
 ) -> Tensor:                        # Code, shape `(..., latent_dim)`
     "Encode `x` in the memory of the pre-activation, with gradients."
     model.check_width('x', x, 'input_dim')
-    pre, _ = linear_stack(x, model.layers('encoder'))
+    pre, _ = linear_stack(model.to_scaled(x), model.layers('encoder'))
     return F.relu_(pre) if pre.is_contiguous() else F.relu(pre)  # autograd copies views
 
 # %% ../../nbs/engines/04_dense.ipynb #denseng2
@@ -108,7 +105,8 @@ class DenseEngine(StepEngine):
 
     @classmethod
     def why_not(cls, trainer):
-        return [] if is_native(trainer.model) else ["the model is not of this library"]
+        reason = why_not_native(trainer.model)
+        return [] if reason is None else [reason]
 
     def projects_gradient(self) -> bool:
         "Whether a hook projects the gradient of the decoder; otherwise `update` does."

@@ -24,7 +24,7 @@ from ..activations import BatchTopK, CodeActivation, Linear, TopK
 from .dense import unit_norm_
 from .triton_kernels import cast_cached, triton_kernels
 from ..models import (DECODER_NORMS, FAST_FORWARD, AdaptedAutoencoder,
-                              BaseSparseAutoencoder, Encoded, is_native)
+                              BaseSparseAutoencoder, Encoded, why_not_native)
 from ..training import ENGINES, StepEngine
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #0b542120
@@ -330,9 +330,8 @@ def why_not_sparse(
     model:nn.Module,    # Model
 ) -> 'str|None':        # Reason, or `None`
     "Return the reason why a model has no sparse path; `None` if it has one."
-    if not is_native(model): return "the model is not of this library"
-    for name in ('encode', 'encode_layers', 'decode'):
-        if not is_native(model, name): return f"{type(model).__name__} overrides {name}"
+    reason = why_not_native(model)
+    if reason is not None: return reason
     if model.depth > 1: return "the model has hidden layers"
     if model.batch_norm: return "the model has batch normalisation"
     if type(model.encoder) is not Linear: return f"the encoder is {model.encoder!r}"
@@ -359,8 +358,8 @@ def encode_sparse(
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else model.dtype
-    return sparse_encode(x, model.encoder_weights()[0], model.encoder_bias_1, model.activation,
-                         dtype)
+    return sparse_encode(model.to_scaled(x), model.encoder_weights()[0], model.encoder_bias_1,
+                         model.activation, dtype)
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9j
 def decode_sparse(
@@ -374,13 +373,15 @@ def decode_sparse(
                          f"of one for a single-layer model; got entries of width {width} for "
                          f"depth {model.depth}")
     if torch.is_grad_enabled() or model.assumes_unit_norm or model.decoder_norm is None:
-        return sparse_decode(code, model.decoder_weights()[0], model.decoder_bias_1)
+        y = sparse_decode(code, model.decoder_weights()[0], model.decoder_bias_1)
+        return model.from_scaled(y)
     # a copy, which is normalised in place
     atoms = model._output_weight().mT.clone(memory_format=torch.contiguous_format)
     unit_norm_(atoms, -3 - DECODER_NORMS[model.decoder_norm])
     dtype, pattern = code.values.dtype, code.pattern
-    return weighted_row_sums(code.values, pattern.col_indices, pattern.offsets, atoms.to(dtype),
-                             dtype, model.decoder_bias_1)
+    y = weighted_row_sums(code.values, pattern.col_indices, pattern.offsets, atoms.to(dtype),
+                          dtype, model.decoder_bias_1)
+    return model.from_scaled(y)
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #sparse20
 def sparse_forward(

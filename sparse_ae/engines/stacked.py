@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .dense import hold_unit_norm, normalize_decoder
-from ..io import MODEL_CLASSES
 from ..losses import check_gradient, total_loss
-from ..models import Encoded, count_active, reconstruct
-from ..options import make_optimizer
+from ..models import Encoded, count_active, reconstruct, why_not_native
+from ..options import make_optimizer, scale_learning_rates
 from ..sparsity_control import AuxiliaryLoss
 from ..sweeps import GROUP_ENGINES
 from ..training import Losses, Trainer
@@ -59,6 +58,7 @@ class StackedEngine:
         self.parameters = dict(self.model.named_parameters())
         self.contexts = ExitStack()
         self.contexts.enter_context(hold_unit_norm(self.model))
+        self.contexts.enter_context(self.model.assume_scaled())
         self.watched = any(t.listeners['after_backward'] for t in trainers)
         self._make_optimizer()
 
@@ -170,8 +170,10 @@ def step(self:StackedEngine) -> None:
     for optimizer, leaves, part in zip(self.optimizers, self.leaves, self.slices):
         new = not optimizer.state
         for leaf, S in zip(leaves, self.parameters.values()): leaf.grad = S.grad[part]
-        for group in optimizer.param_groups:
-            group['lr'] = self.trainers[self.order[part.start]].learning_rate
+        t = self.trainers[self.order[part.start]]
+        factor = t.learning_rate / t.options.learning_rate
+        for o in (optimizer, *(self.trainers[m].optimizer for m in self.order[part])):
+            scale_learning_rates(o, factor)
         optimizer.step()
         if new:
             for leaf, *own in zip(leaves, *self.member_parameters[part]):
@@ -202,10 +204,11 @@ def why_not(
 ) -> list[str]:
     "Return the reasons why a run cannot be stacked with others, as sentences."
     t, o = trainer, trainer.options
-    ours = type(t.model) in MODEL_CLASSES.values()
+    foreign = why_not_native(t.model)
+    ours = foreign is None
     reasons = {
         "engine='plain' is set": o.engine == 'plain',
-        "the model is not of this library": not ours,
+        foreign: not ours,
         "its code activation is not vmappable": ours and not t.model.activation.vmappable,
         "the penalty is user-defined and not declared vmappable": not t.penalty.vmappable,
         "some parameters are frozen": any(not p.requires_grad for p in t.model.parameters()),

@@ -242,7 +242,7 @@ def before_step(self:TrainingDashboard, trainer):
     if not self.running_event.is_set() and self.panel: self._paint()
     while not self.running_event.is_set():
         self.paused_event.set()
-        self.running_event.wait()
+        with trainer.lock.released(): self.running_event.wait()
         self.paused_event.clear()
     if self.stopping: raise StopTraining('hand')
     if self.panel and self.panel.pending_changes: self._apply_changes()

@@ -1,0 +1,267 @@
+"What users do to models and to training: their own methods, hooks, optimisers, copies, threads."
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.testing import assert_close
+
+from sparse_ae import (AveragedWeights, BatchTopK, Callback, FeatureExplorer, SparseAutoencoder,
+                       TiedWeightSparseAutoencoder, TopK, Trainer, dictionary,
+                       evaluate_sparse_autoencoder, sweep,
+                       train_sparse_autoencoder_with_early_stopping as train)
+from sparse_ae.models import encode_batch, why_not_native
+from sparse_ae.training import StepEngine
+
+torch.manual_seed(0)
+X = torch.rand(400, 16)
+
+
+def fit(model, epochs=2, data=X, **options):
+    options = dict(learning_rate=1e-3, patience=99, seed=0, verbose=0) | options
+    return train(model, data, X[:100], epochs, **options)
+
+
+# methods, hooks and parametrisations of users
+
+class OtherEncode(SparseAutoencoder):
+    def encode(self, x): return super().encode(x - 5)
+
+
+class OtherLayers(SparseAutoencoder):
+    def encode_layers(self, x, keep_hidden=True):
+        encoded = super().encode_layers(x, keep_hidden)
+        return encoded._replace(z=encoded.z - 0.1)   # signed, whatever the activation says
+
+
+class OtherDecode(SparseAutoencoder):
+    def decode(self, z): return super().decode(z) + 1
+
+
+class OtherWeights(SparseAutoencoder):
+    def decoder_weights(self): return [W.abs() for W in super().decoder_weights()]
+
+
+class OtherForward(SparseAutoencoder):
+    def forward(self, x): return self.decode(self.encode(x)) * 2
+
+
+class Fixed(nn.Module):
+    def forward(self, W): return W / W.abs().max()
+
+
+def attribute(**kwargs):
+    model = SparseAutoencoder(16, 32, **kwargs)
+    model.encode = lambda x: SparseAutoencoder.encode(model, x) / 2
+    return model
+
+
+def hook(**kwargs):
+    model = SparseAutoencoder(16, 32, **kwargs)
+    model.activation.register_forward_hook(lambda module, args, z: -z)
+    return model
+
+
+def pre_hook(**kwargs):
+    model = SparseAutoencoder(16, 32, **kwargs)
+    model.activation.register_forward_pre_hook(lambda module, args: (args[0] / 2,))
+    return model
+
+
+def weight_norm(**kwargs):
+    return parametrizations.weight_norm(SparseAutoencoder(16, 32, **kwargs), 'encoder_mat_1')
+
+
+def parametrized_decoder(**kwargs):
+    model = SparseAutoencoder(16, 32, **kwargs)
+    nn.utils.parametrize.register_parametrization(model, f'decoder_mat_{model.depth}', Fixed())
+    return model
+
+
+def made(cls): return lambda **kwargs: cls(16, 32, **kwargs)
+
+
+CHANGED = {cls.__name__: made(cls) for cls in (OtherEncode, OtherLayers, OtherDecode, OtherWeights)}
+CHANGED |= {f.__name__: f for f in (attribute, hook, pre_hook, weight_norm, parametrized_decoder)}
+ACTIVATIONS = {'relu': 'relu', 'topk': TopK(4), 'batch_topk': BatchTopK(4)}
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+@pytest.mark.parametrize('hidden_dims', [(), None])
+@pytest.mark.parametrize('name', CHANGED)
+def test_what_a_user_changes_is_what_is_trained_and_measured(name, hidden_dims, activation):
+    options = dict(hidden_dims=hidden_dims, activation=ACTIVATIONS[activation], decoder_norm='atom')
+
+    def make():
+        torch.manual_seed(0)
+        return CHANGED[name](**options).eval()
+
+    model = make()
+    assert why_not_native(model)
+    with torch.no_grad(): x_reconstructed = model.decode(model.encode(X))
+    results = evaluate_sparse_autoencoder(model, X)
+    assert_close(results['mean'], (x_reconstructed - X).square().mean().item(), check_dtype=False)
+    assert_close(torch.from_numpy(results['latent_codes']), model.encode(X).detach())
+    with torch.no_grad(): assert_close(model(X), x_reconstructed)
+    losses = []
+    for engine in ('auto', 'plain'):
+        history = fit(model := make(), engine=engine, sparsity_type='l1')
+        losses.append(history['train_loss'] + history['val_loss'])
+    assert losses[0] == losses[1]
+    results = evaluate_sparse_autoencoder(model, X[:100])
+    assert_close(results['mean'], history['val_recon_loss'][history['best_epoch']], rtol=1e-4,
+                 atol=0)
+    l1 = abs(results['latent_codes']).mean()    # not the cheaper form for codes without a sign
+    assert_close(float(l1), history['val_sparsity_loss'][history['best_epoch']], rtol=1e-4, atol=0)
+    explorer = FeatureExplorer(model, X[:50])
+    assert_close(torch.as_tensor(explorer.model.encode(X[:5])), model.encode(X[:5]))
+
+
+def test_the_unchanged_model_is_native_and_subclasses_that_add_are():
+    class Named(SparseAutoencoder):
+        def title(self): return 'mine'
+    for cls in (SparseAutoencoder, TiedWeightSparseAutoencoder, Named):
+        assert why_not_native(cls(16, 32)) is None
+
+
+def test_stacked_sweeps_leave_changed_models_out():
+    runs = sweep(lambda: hook(hidden_dims=()), X, X[:100], dict(sparsity_weight=[0.1, 0.2]),
+                 num_epochs=1, learning_rate=1e-3, patience=9, verbose=0)
+    history = fit(hook_after_seed(), 1, sparsity_weight=0.1)
+    assert runs[0].history['train_loss'] == history['train_loss']
+
+
+def hook_after_seed():
+    torch.manual_seed(0)
+    return hook(hidden_dims=())
+
+
+@pytest.mark.parametrize('make', [lambda: OtherForward(16, 32), lambda: top_hook('pre'),
+                                  lambda: top_hook('post')])
+@pytest.mark.parametrize('use', [lambda m: fit(m, 1), lambda m: evaluate_sparse_autoencoder(m, X)])
+def test_a_forward_that_is_something_else_is_reported(make, use):
+    with pytest.warns(UserWarning, match=r"model\(x\) is not model.decode\(model.encode\(x\)\)"):
+        use(make())
+
+
+def top_hook(kind):
+    model = SparseAutoencoder(16, 32)
+    if kind == 'pre': model.register_forward_pre_hook(lambda module, args: (args[0] - 5,))
+    else: model.register_forward_hook(lambda module, args, out: out * 2)
+    return model
+
+
+@pytest.mark.parametrize('change', [
+    lambda m: m.rescale(2.), lambda m: m.initialize(X), lambda m: fit(m, 1, normalize=True),
+    lambda m: fit(m, 1, initialize=True), lambda m: fit(m, 1, revive='resample'),
+    lambda m: m.normalize_decoder_weights_row_wise()])
+def test_computed_weights_are_not_set_in_vain(change):
+    model = SparseAutoencoder(16, 32, hidden_dims=())
+    parametrizations.weight_norm(model, 'encoder_mat_1')
+    with pytest.raises(ValueError, match='encoder_mat_1, which is computed|must be (None|False) for a model'):
+        change(model)
+
+
+def test_pruned_weights_are_refused():
+    model = SparseAutoencoder(16, 32, hidden_dims=())
+    prune.l1_unstructured(model, 'encoder_mat_1', 0.5)
+    with pytest.raises(ValueError, match='encoder_mat_1 must be a parameter .*prune.remove'):
+        fit(model)
+    prune.remove(model, 'encoder_mat_1')
+    fit(model, 1)
+
+
+# learning rates
+
+class Record(Callback):
+    "Learning rate of each parameter group at each step."
+    def __init__(self): self.rates = []
+    def after_step(self, trainer):
+        self.rates.append([group['lr'] for group in trainer.optimizer.param_groups])
+
+
+def groups(parameters, lr):
+    return torch.optim.SGD([{'params': parameters[:1], 'lr': 0.}, {'params': parameters[1:]}], lr=lr)
+
+
+def test_the_optimisers_own_groups_keep_their_rates():
+    model = SparseAutoencoder(16, 32, hidden_dims=())
+    before, record = model.encoder_mat_1.clone(), Record()
+    history = fit(model, 4, optimizer=groups, learning_rate=0.1, lr_schedule='linear', batch_size=400,
+                  callbacks=[record], sparsity_type='none', revive=None)
+    assert torch.equal(model.encoder_mat_1, before)
+    assert_close(torch.tensor(record.rates),
+                 torch.tensor([[0., 0.1], [0., 0.075], [0., 0.05], [0., 0.025]]))
+    assert_close(history['learning_rate'], [0.1, 0.075, 0.05, 0.025])
+
+
+def test_the_optimisers_own_groups_keep_their_rates_in_a_sweep():
+    runs = sweep(lambda: SparseAutoencoder(16, 32, hidden_dims=()), X, X[:100],
+                 dict(sparsity_weight=[0.1, 0.2]), num_epochs=2, learning_rate=0.1, patience=9,
+                 verbose=0, optimizer=groups, lr_schedule='linear', revive=None)
+    torch.manual_seed(0)
+    before = SparseAutoencoder(16, 32, hidden_dims=()).encoder_mat_1
+    for run in runs: assert torch.equal(run.model.encoder_mat_1, before)
+
+
+@pytest.mark.parametrize('schedule', ['constant', 'linear'])
+def test_a_scheduler_of_torch_and_a_schedule_multiply(schedule):
+    class Halve(Callback):
+        def before_fit(self, trainer):
+            self.scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1, gamma=0.5)
+        def after_epoch(self, trainer): self.scheduler.step()
+
+    record, own = Record(), {'constant': [1, 1, 1, 1], 'linear': [1, 0.75, 0.5, 0.25]}[schedule]
+    history = fit(SparseAutoencoder(16, 32), 4, learning_rate=0.1, lr_schedule=schedule,
+                  batch_size=400, callbacks=[Halve(), record])
+    expected = [0.1 * factor * 0.5**epoch for epoch, factor in enumerate(own)]
+    assert_close([rates[0] for rates in record.rates], expected)
+    assert_close(history['learning_rate'], expected)
+
+
+def test_a_rate_set_by_a_callback_is_kept_also_after_a_resume(tmp_path):
+    class Set(Callback):
+        def after_epoch(self, trainer):
+            if trainer.epoch == 2: trainer.optimizer.param_groups[0]['lr'] = 0.02
+
+    def run(epochs, folder, resume=False):
+        torch.manual_seed(0)
+        record = Record()
+        history = fit(SparseAutoencoder(16, 32), epochs, learning_rate=0.1, batch_size=400,
+                      callbacks=[Set(), record], checkpoint_dir=tmp_path/folder, resume=resume,
+                      checkpoint_epochs=1)
+        return [rates[0] for rates in record.rates], history['train_loss']
+    rates, losses = run(5, 'whole')
+    assert_close(rates, [0.1, 0.1, 0.02, 0.02, 0.02])
+    run(3, 'parts')
+    again, resumed = run(5, 'parts', resume=True)
+    assert_close(again, [0.02, 0.02])
+    assert resumed == losses
+
+
+# copies made in training
+
+COPIES = {'deepcopy': copy.deepcopy, 'copy': copy.copy,
+          'pickle': lambda model: pickle.loads(pickle.dumps(model))}
+
+
+@pytest.mark.parametrize('event', ['after_loss', 'after_step', 'after_epoch', 'after_fit'])
+@pytest.mark.parametrize('way', COPIES)
+@pytest.mark.parametrize('activation', ['relu', 'topk'])
+def test_copies_made_in_training_are_models_of_their_own(way, event, activation):
+    copies = []
+
+    class Copy(Callback): pass
+    setattr(Copy, event, lambda self, trainer: copies.append(COPIES[way](trainer.model)))
+    model = SparseAutoencoder(16, 32, hidden_dims=(), activation=ACTIVATIONS[activation],
+                              decoder_norm='atom')
+    fit(model, 2, callbacks=[Copy()])
+    copied = copies[-1]
+    assert not copied.assumes_unit_norm
+    with torch.no_grad(): copied.decoder_mat_1.mul_(2)   # which normalisation takes back
+    norms = dictionary(copied).norm(dim=1)
+    assert_close(norms, torch.ones(32))
+    history = fit(copied, 1)
+    assert history['epochs_trained'] == 1
