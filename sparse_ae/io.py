@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CONFIG', 'MODEL_CLASSES', 'CHECKPOINT', 'CHECKPOINT_FIELDS', 'RESUMABLE_OPTIONS', 'atomic_write',
-           'write_state', 'read_state', 'Checkpoint', 'run_identity', 'training_state', 'restore_training_state']
+           'write_state', 'read_state', 'Checkpoint', 'run_identity', 'training_state', 'restore_training_state',
+           'resume_training']
 
 # %% ../nbs/11_io.ipynb #764a34ba
 import json
@@ -318,3 +319,10 @@ def restore_training_state(
     for callback in trainer.callbacks:  # `patience` may have changed
         if getattr(callback, 'out_of_patience', False): trainer.stop(StopTraining('patience'))
     if trainer.epoch >= trainer.num_epochs: trainer.stopped_by = 'num_epochs'
+
+def resume_training(
+    trainer:Any,   # Trainer with a `Checkpoint` among its callbacks
+) -> None:
+    "Restore the state in the checkpoint of the run, if there is one."
+    checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
+    if checkpoint.path.exists(): restore_training_state(trainer, read_state(checkpoint.path))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PENALTIES', 'METRICS', 'check_code', 'l1_sparsity_loss', 'mean_activation', 'kl_divergence_sparsity_loss',
            'hoyer_sparseness', 'hoyer_sparsity_loss', 'HoyerTarget', 'log_sparsity_loss', 'p_norm_sparsity_loss',
-           'l0_sparsity_loss', 'Penalty', 'check_gradient', 'no_sparsity_loss', 'get_penalty', 'total_loss',
-           'mean_squared_error', 'population_sparseness', 'lifetime_sparseness', 'l1_for_sparseness',
+           'l0_sparsity_loss', 'Penalty', 'check_gradient', 'no_sparsity_loss', 'PooledPenalty', 'get_penalty',
+           'total_loss', 'mean_squared_error', 'population_sparseness', 'lifetime_sparseness', 'l1_for_sparseness',
            'hoyer_projection', 'Measurements', 'Metric']
 
 # %% ../nbs/01_losses.ipynb #315c82f4
@@ -163,6 +163,7 @@ class Penalty:
     has_target:bool=False             # Whether `function` takes a `target_sparsity`
     warmup:float=0.                   # Default warm-up of the weight, fraction of the epochs
     nonnegative_form:'Callable|None'=None  # Equal to `function` for codes without negative entries
+    of_rates:bool=False    # Whether it is a function of the mean activations of the rows alone
     vmappable:bool=False   # No state, random numbers or branches on values: engines may use vmap
     target_sparsity:'float|Tensor|None'=None  # Target rate; `None`: the default of `function`
 
@@ -180,6 +181,10 @@ class Penalty:
     def with_target(self, target_sparsity:'float|Tensor') -> 'Penalty':
         "Return the penalty with another target rate; itself if it has none."
         return replace(self, target_sparsity=target_sparsity) if self.has_target else self
+
+    def pooled(self, weight:float) -> 'PooledPenalty|None':
+        "Return an object that computes the penalty over a pass; `None` where means are right."
+        return PooledPenalty(self, weight) if self.of_rates else None
 
 # %% ../nbs/01_losses.ipynb #penalty2
 def check_gradient(
@@ -223,11 +228,33 @@ def no_sparsity_loss(
 
 _penalty = partial(Penalty, vmappable=True)
 PENALTIES = {
-    'kl': _penalty(kl_divergence_sparsity_loss, has_target=True),
+    'kl': _penalty(kl_divergence_sparsity_loss, has_target=True, of_rates=True),
     'l1': _penalty(l1_sparsity_loss, nonnegative_form=lambda z: z.sum() / z.numel()),
     'hoyer': _penalty(hoyer_sparsity_loss, warmup=0.7), 'log': _penalty(log_sparsity_loss),
     'l0': _penalty(l0_sparsity_loss, acts_on='step'),
     'none': _penalty(no_sparsity_loss, acts_on='nothing')}
+
+# %% ../nbs/01_losses.ipynb #pooled02
+class PooledPenalty:
+    "Penalty of all rows of a pass, for a penalty of the mean activations."
+    def __init__(
+        self,
+        penalty:Penalty,    # Penalty with `of_rates`
+        weight:float,       # Its weight in the loss
+    ):
+        self.penalty, self.weight, self.n, self.sums = penalty, weight, 0, 0.
+
+    def add(self, losses:Any) -> None:
+        "Add the code of a batch."
+        z = losses.z.detach()
+        self.n += z[..., 0].numel()
+        self.sums = self.sums + mean_activation(z).double() * z[..., 0].numel()
+
+    def correct(self, means:dict[str, float]) -> dict[str, float]:
+        "Return the mean losses of a pass, with the penalty of all rows."
+        sparsity = self.penalty((self.sums / self.n)[None]).item()
+        loss = means['loss'] + self.weight * (sparsity - means['sparsity_loss'])
+        return means | dict(loss=loss, sparsity_loss=sparsity)
 
 # %% ../nbs/01_losses.ipynb #penalty5
 def get_penalty(

@@ -127,6 +127,7 @@ def validation(self:TrainerGroup) -> Iterator[None]:
         t.model.eval()
         t.val.features = t.train.features
         t.val_meter = t.current_meter = Meter()
+        t.val_meter.pooled = t.penalty.pooled(t.sparsity_weight)
     with torch.no_grad(): yield
 
 @patch

@@ -19,8 +19,7 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from .callbacks import EVENTS, Callback, StopTraining, TrainingDiverged, check_callback
-from .io import (Checkpoint, read_state, restore_training_state, run_identity,
-                          training_state)
+from .io import restore_training_state, resume_training, run_identity, training_state
 from .losses import (METRICS, Measurements, Penalty, get_penalty, mean_squared_error,
                               total_loss)
 from .models import (TrainingLock, as_autoencoder, count_active, decode_batch,
@@ -79,16 +78,17 @@ def batch_losses(
 # %% ../nbs/02_training.ipynb #b03c4e18
 class Meter:
     "Sample-weighted means of the losses of a pass, and counts of active latents."
+    pooled = None   # `PooledPenalty`, if the penalty of the pass is no mean over batches
+
     def __init__(self): self.n, self.sums, self.active, self.finite = 0, {}, None, True
 
     def add(self, losses:Losses) -> bool:
         "Add the losses of a batch; return whether all losses added so far are finite."
         named = dict(loss=losses.total, recon_loss=losses.recon, sparsity_loss=losses.sparsity)
         self._add_losses(len(losses.code), named | losses.terms)
-        # single precision counts exactly up to 2**24
-        active = losses.active if self.n <= 2**24 else losses.active.double()
-        self.active = (active.clone() if self.active is None else
-                       self.active.to(active.device) + active)   # may come from a checkpoint
+        active = losses.active.long()   # exact however many; a checkpoint may be of another device
+        self.active = active if self.active is None else self.active.to(active.device) + active
+        if self.pooled: self.pooled.add(losses)
         return self.finite
 
     def _add_losses(self, n:int, losses:dict[str, Tensor]) -> None:
@@ -104,7 +104,8 @@ class Meter:
         "Mean losses by name, and the metrics that are `in_history`."
         self.read()
         counts = Measurements(self.n, self.active.cpu())
-        return ({name: s / self.n for name, s in self.sums.items()} |
+        means = {name: s / self.n for name, s in self.sums.items()}
+        return ((self.pooled.correct(means) if self.pooled else means) |
                 {name: m.value(counts) for name, m in METRICS.items() if m.in_history})
 
     def state_dict(self) -> dict:
@@ -176,6 +177,7 @@ class Trainer:
 
     def fit(self) -> dict:
         "Train; return the history. Raises `TrainingDiverged` if the loss is not finite."
+        if self.stopped_by: raise RuntimeError("the run has ended: make a new Trainer to train on")
         fit(self)
         if self.error: raise self.error
         return self.history
@@ -235,9 +237,7 @@ def start(self:Trainer) -> None:
     "Normalise the decoder before the first step, or load the checkpoint to resume from."
     if self.started: return
     self.autoencoder.normalize_decoder_weights()
-    if self.options.resume:
-        checkpoint = next(c for c in self.callbacks if isinstance(c, Checkpoint))
-        if checkpoint.path.exists(): restore_training_state(self, read_state(checkpoint.path))
+    if self.options.resume: resume_training(self)
     self.started = True
 
 @patch
@@ -289,6 +289,7 @@ def validation(self:Trainer) -> Iterator[None]:
     self.model.eval()
     self.val.features = self.train.features   # known by now
     self.val_meter = self.current_meter = self.engine.meter()
+    self.val_meter.pooled = self.penalty.pooled(self.sparsity_weight)
     with torch.no_grad(): yield
     if not self.val_meter.read(): raise TrainingDiverged(self)
 
@@ -323,8 +324,7 @@ def finish_epoch(self:Trainer) -> None:
                    seconds=time.perf_counter() - self.epoch_start)
     for name, value in values.items():
         if name in self.history: self.history[name].append(value)
-    self.meter = Meter()
-    self.epoch += 1
+    self.meter, self.epoch = Meter(), self.epoch + 1
     self.history['epochs_trained'] = self.epoch
     if self.train.exhausted: self.stop(StopTraining('data'))
     elif self.epoch >= self.num_epochs: self.stop(StopTraining('num_epochs'))

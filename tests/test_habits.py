@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from sparse_ae import (AveragedWeights, BatchTopK, Callback, FeatureExplorer, SparseAutoencoder,
                        TiedWeightSparseAutoencoder, TopK, Trainer, dictionary,
-                       evaluate_sparse_autoencoder, sweep,
+                       evaluate_sparse_autoencoder, kl_divergence_sparsity_loss, sweep,
                        train_sparse_autoencoder_with_early_stopping as train)
 from sparse_ae.models import encode_batch, why_not_native
 from sparse_ae.training import StepEngine
@@ -239,6 +239,36 @@ def test_a_rate_set_by_a_callback_is_kept_also_after_a_resume(tmp_path):
     again, resumed = run(5, 'parts', resume=True)
     assert_close(again, [0.02, 0.02])
     assert resumed == losses
+
+
+def test_a_run_that_has_ended_says_so():
+    trainer = Trainer(SparseAutoencoder(16, 32), X, X, 1, 1e-3, 9, verbose=0)
+    trainer.fit()
+    with pytest.raises(RuntimeError, match='the run has ended: make a new Trainer'): trainer.fit()
+
+
+@pytest.mark.parametrize('penalty', ['kl', kl_divergence_sparsity_loss])
+@pytest.mark.parametrize('runs', ['alone', 'stacked'])
+def test_the_validation_loss_does_not_depend_on_the_batch_size(penalty, runs):
+    losses = []
+    for batch_size in (1, 7, 100):
+        torch.manual_seed(0)
+        options = dict(sparsity_type=penalty, num_epochs=1, learning_rate=1e-3, patience=9,
+                       verbose=0, batch_size=batch_size, steps_per_epoch=1, revive=None,
+                       optimizer=lambda p, lr: torch.optim.SGD(p, lr=0.))
+        if runs == 'stacked':
+            run = sweep(lambda: zeroed(), X, X[:100], dict(sparsity_weight=[1., 2.]), **options)[0]
+            history = run.history
+        else: history = train(zeroed(), X, X[:100], **options, sparsity_weight=1., seed=0)
+        losses.append([history['val_sparsity_loss'][0], history['val_loss'][0]])
+    for other in losses[1:]: assert_close(other, losses[0], rtol=1e-5, atol=0)
+
+
+def zeroed():
+    "A model that a first step of SGD with rate 0 does not change, with rare activations."
+    model = SparseAutoencoder(16, 32, hidden_dims=())
+    with torch.no_grad(): model.encoder_bias_1.fill_(-0.6)
+    return model
 
 
 # copies made in training
