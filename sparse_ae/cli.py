@@ -8,6 +8,7 @@ __all__ = ['metrics_table', 'report_html', 'representative_samples', 'write_run'
 
 # %% ../nbs/12_cli.ipynb #1fe0d5c4
 import base64
+import csv
 import html
 import inspect
 import json
@@ -15,6 +16,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from .lab.explorer import FeatureExplorer
 from .losses import METRICS
 from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
 from .training import train_sparse_autoencoder_with_early_stopping
-from .validation import as_tensor_rows, check_choice
+from .validation import as_tensor_rows, check_choice, warn_caller
 
 # %% ../nbs/12_cli.ipynb #522a4e09
 def _label(name:str) -> str:
@@ -242,28 +244,67 @@ def _is_number(cell:str) -> bool:
     except ValueError: return False
     return True
 
-def _find_csv_error(lines:dict[int, str]) -> 'str|None':
+def _cells(line:str) -> list[str]: return next(csv.reader([line.strip()]))
+
+def _find_csv_error(lines:dict[int, str], first_column:int) -> 'str|None':
     "Describe the first line of another length, or the first cell that is no number."
-    width = len(next(iter(lines.values())).split(','))
+    width = len(_cells(next(iter(lines.values()))))
     for number, line in lines.items():
-        cells = line.strip().split(',')
+        cells = _cells(line)
         if len(cells) != width:
             return f'line {number} must have {width} numbers, as the first, got {len(cells)}'
-        for column, cell in enumerate(cells, 1):
+        for column, cell in enumerate(cells[first_column:], first_column + 1):
             if not _is_number(cell):
                 names = ', or all columns a name' if number == 1 else ''
-                return (f'line {number}, column {column} must be a number (between commas, '
-                        f'without quotes){names}, got {cell!r}')
+                return (f'line {number}, column {column} must be a number (between commas)'
+                        f'{names}, got {cell!r}')
+
+# %% ../nbs/12_cli.ipynb #csvhead2
+def _unnamed(names:list[str]) -> int:
+    "Number of columns without a name at the left; pandas reads them as 'Unnamed: 0', ..."
+    return sum(1 for _ in takewhile(lambda name: not name or name.startswith('Unnamed: '), names))
+
+def _is_index(lines:Iterable[str]) -> bool:
+    "Whether the first cells count the rows from 0 or 1, or are words."
+    first = [line.partition(',')[0].strip(' "') for line in lines]
+    counts = [[str(k + start) for k in range(len(first))] for start in (0, 1)]
+    return first in counts or not any(map(_is_number, first))
+
+def _is_header(cells:list[str], rows:Sequence[str]) -> bool:
+    "Whether the first line names or numbers the columns."
+    named = cells[_unnamed(cells):]
+    if not any(map(_is_number, named)): return True
+    is_count = named == [str(k) for k in range(len(named))]
+    if len(named) < len(cells): return is_count or bool(rows) and _is_index(rows)
+    has_fractions = any('.' in line for line in rows[:1])
+    return is_count and (len(cells) >= 4 or len(cells) > 1 and has_fractions)
+
+# %% ../nbs/12_cli.ipynb #csvread1
+def _drop_names(lines:dict[int, str]) -> tuple[int, list[str]]:
+    "Delete the line of names, if any; return the columns of the index, and what is dropped."
+    (first, line), *rest = lines.items()
+    cells, dropped = _cells(line), []
+    if _is_header(cells, [line for _, line in rest]):
+        del lines[first]
+        if any(map(_is_number, cells)): dropped.append(f'line {first}, the numbers of the columns')
+        index = min(_unnamed(cells), len(cells) - 1)
+    else:
+        index = int(len(lines) >= 10 and len(cells) > 1 and _is_number(cells[0])
+                    and _is_index(lines.values()))
+    if index: dropped.append(f"column{'s 1 to' * (index > 1)} {index}, an index without a name")
+    return index, dropped
 
 def _read_csv(path:Path) -> np.ndarray:
     "Read numbers between commas, one sample per line. The first line may name the columns."
     with open(path, encoding='utf-8-sig') as file:
         lines = {number: line for number, line in enumerate(file, 1) if line.strip()}
-    first = next(iter(lines), None)
-    if lines and not any(map(_is_number, lines[first].split(','))): del lines[first]
+    index, dropped = _drop_names(lines) if lines else (0, [])
     if not lines: raise ValueError('the file holds no numbers')
-    try: return np.loadtxt(list(lines.values()), delimiter=',', ndmin=2, dtype=np.float32)
-    except ValueError as error: raise ValueError(_find_csv_error(lines) or error) from None
+    if dropped: warn_caller(f"{path.name}: dropped {' and '.join(dropped)}")
+    columns = range(index, len(_cells(next(iter(lines.values()))))) if index else None
+    try: return np.loadtxt(list(lines.values()), delimiter=',', ndmin=2, dtype=np.float32,
+                           quotechar='"', usecols=columns)
+    except ValueError as error: raise ValueError(_find_csv_error(lines, index) or error) from None
 
 # %% ../nbs/12_cli.ipynb #files003
 def load_matrix(
@@ -271,17 +312,18 @@ def load_matrix(
     key:str='',         # Name of the array in an `.npz` file; empty if there is only one
 ) -> np.ndarray:        # Shape `(n, input_dim)`; a memory map for `.npy`
     """Return the matrix in a file. Nothing is unpickled. The first line of a `.csv` file may name
-    the columns.
+    the columns. An index without a name, and numbers of the columns, are dropped with a warning.
 
     Raises `OSError` or `ValueError`."""
     path = Path(path)
-    if path.suffix not in ('.npy', '.npz', '.csv'):
+    suffix = path.suffix.lower()
+    if suffix not in ('.npy', '.npz', '.csv'):
         raise ValueError(f"data must be a .npy, .npz or .csv file, got {str(path)!r}")
     if not path.is_file():
         raise FileNotFoundError(f"data must be a file that exists, got {str(path)!r}")
     try:
-        if path.suffix == '.npy': return np.load(path, mmap_mode='r', allow_pickle=False)
-        if path.suffix == '.csv': return _read_csv(path)
+        if suffix == '.npy': return np.load(path, mmap_mode='r', allow_pickle=False)
+        if suffix == '.csv': return _read_csv(path)
         with np.load(path, allow_pickle=False) as arrays:
             if not arrays.files: raise ValueError('the file holds no array')
             if not key and len(arrays.files) == 1: key = arrays.files[0]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CUTOFF', 'digits', 'whiten_image', 'image_patches', 'SparseSamples', 'SparseDictionary', 'sparse_dictionary', 'Rows',
-           'sample_rows', 'TensorRows', 'open_rows', 'train_val_split', 'Batches']
+           'sample_rows', 'TensorRows', 'open_data', 'open_rows', 'train_val_split', 'Batches', 'first_rows']
 
 # %% ../nbs/04_data.ipynb #f35e477b
 import itertools
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .validation import (as_tensor_rows, check_choice, check_fraction, check_int,
                                   check_not_negative, check_number, check_positive, check_rows,
-                                  require)
+                                  require, rows_remedy)
 
 # %% ../nbs/04_data.ipynb #847ee7e0
 def digits() -> Tensor:  # Shape `(1797, 64)`, single precision, in [0, 1]
@@ -41,9 +41,11 @@ CUTOFF = 0.4  # cycles per pixel, Olshausen & Field 1997
 def whiten_image(
     image:np.ndarray,   # Brightness, shape `(height, width)`, any unit
 ) -> np.ndarray:        # The same shape, mean 0 and standard deviation 1
-    """Return the image with a flattened spectrum.
+    """Return the image with a flattened spectrum. Raises `ValueError` for a constant image.
 
     Source: Olshausen & Field, Vision Research 37, 1997, section 4."""
+    if np.ptp(image) <= 1e-14 * abs(image).max():   # its spectrum would be rounding
+        raise ValueError(f"image must vary, got brightness {image.flat[0]:g} everywhere")
     height, width = image.shape
     f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
     white = np.fft.ifft2(np.fft.fft2(image) * f * np.exp(-(f/CUTOFF)**4)).real
@@ -225,8 +227,10 @@ def sample_rows(
 ) -> Tensor:              # Shape `(min(n, len(rows)), ...)`
     "Return evenly spaced rows, from the first to the last."
     last = len(rows) - 1
-    indices = torch.linspace(0, last, min(n, len(rows))).long()
-    return rows[indices.clamp_(max=last)]  # linspace rounds to single precision
+    # Single precision where it counts exactly: checkpoints hold fingerprints of these rows
+    dtype = torch.float32 if last < 2**24 else torch.float64
+    indices = torch.linspace(0, last, min(n, len(rows)), dtype=dtype).long()
+    return rows[indices.clamp_(max=last)]
 
 # %% ../nbs/04_data.ipynb #rows0005
 class TensorRows(Rows):
@@ -245,46 +249,138 @@ class TensorRows(Rows):
 
 class _DatasetRows(Rows):
     "Rows of a map-style `Dataset`, whose samples are rows or tuples that begin with one."
-    def __init__(self, dataset:Dataset):
-        self.dataset = dataset
-        self.shape = (len(dataset), *self._row(0).shape)
-
-    def _row(self, index:int) -> Tensor:
-        sample = self.dataset[index]
-        return torch.as_tensor(sample[0] if isinstance(sample, (tuple, list)) else sample)
+    def __init__(self, name:str, dataset:Dataset):
+        if not hasattr(dataset, '__len__'):
+            raise TypeError(f"{name} must have a length, got {type(dataset).__name__}, a Dataset "
+                            "without __len__")
+        if not len(dataset):
+            raise ValueError(f"{name} must not be empty, got a Dataset without samples")
+        self.dataset, self.shape = dataset, (len(dataset),)
+        self.shape += tuple(self[torch.tensor([0])].shape[1:])
 
     def __getitem__(self, indices:'Tensor|slice') -> Tensor:
-        "Read rows one by one."
+        "Read rows, together if the `Dataset` has `__getitems__`, as a `DataLoader` does."
         is_slice = isinstance(indices, slice)
-        numbers = range(len(self))[indices] if is_slice else indices.tolist()
-        return torch.stack([self._row(number) for number in numbers])
+        numbers = list(range(len(self))[indices]) if is_slice else indices.tolist()
+        fetch = getattr(self.dataset, '__getitems__', None)
+        samples = fetch(numbers) if fetch else [self.dataset[number] for number in numbers]
+        return torch.stack([torch.as_tensor(s[0] if isinstance(s, (tuple, list)) else s)
+                            for s in samples])
+
+# %% ../nbs/04_data.ipynb #rows0009
+class _ArrayRows(Rows):
+    "Rows of an array that is read by slices and by ascending indices, or of a sparse matrix."
+    in_slices = True   # Whether slices are read much faster than indices
+
+    def __init__(self, name:str, array:Any):
+        self.name, self.array = name, array
+        self.shape = tuple(array.shape)
+
+    def __getitem__(self, indices:'Tensor|slice') -> Tensor:
+        "Read rows."
+        if isinstance(indices, slice): return self._read(slice(*indices.indices(len(self))))
+        ascending, inverse = indices.cpu().unique(return_inverse=True)
+        return self._read(ascending.numpy())[inverse]
+
+    def _read(self, selection:'slice|np.ndarray') -> Tensor:
+        block = self.array[selection]
+        block = block.toarray() if hasattr(block, 'toarray') else np.asanyarray(block)
+        return as_tensor_rows(self.name, block)
+
+class _JoinedRows(Rows):
+    "Rows of several sources, one source after the other."
+    in_slices = True
+
+    def __init__(self, sources:list[Rows]):
+        self.sources, self.ends = sources, torch.tensor([len(rows) for rows in sources]).cumsum(0)
+        self.shape = (int(self.ends[-1]), *sources[0].shape[1:])
+
+    def __getitem__(self, indices:'Tensor|slice') -> Tensor:
+        "Read rows."
+        if isinstance(indices, slice): return self._read_slice(*indices.indices(len(self))[:2])
+        indices = indices.cpu()
+        number = torch.bucketize(indices, self.ends, right=True)   # of the source of each row
+        parts = [self.sources[k][indices[number == k] - (self.ends[k] - len(self.sources[k]))]
+                 for k in number.unique().tolist()]
+        return torch.cat(parts)[number.argsort(stable=True).argsort()]
+
+    def _read_slice(self, start:int, stop:int) -> Tensor:
+        firsts = [end - len(rows) for rows, end in zip(self.sources, self.ends.tolist())]
+        return torch.cat([rows[max(0, start - first):min(len(rows), stop - first)]
+                          for rows, first in zip(self.sources, firsts)
+                          if first < stop and start < first + len(rows)])
 
 # %% ../nbs/04_data.ipynb #rows0006
+def open_data(
+    name:str,       # Name of the argument, for the error
+    data:Any,       # Data for `open_rows`, or an iterable of batches
+    by_index:bool=False,  # Whether iterables are refused, because rows must be read by index
+) -> 'Rows|Iterable':     # Rows that are read by index, or the iterable
+    """Return `data` as rows; an iterable of batches is returned as it is.
+
+    Raises `TypeError` for other data, `ValueError` for data without rows."""
+    rows = _as_rows(name, data)
+    if rows is not None:
+        if len(rows.shape) < 2:
+            raise ValueError(f"{name} must have shape (n, features), got {tuple(rows.shape)}; use "
+                             "[:][None] to make one row of an array")
+        if len(rows): return rows
+        raise ValueError(f"{name} must not be empty, got shape {tuple(rows.shape)}")
+    is_batches = isinstance(data, Iterable) and not (
+        isinstance(data, (list, tuple, str, bytes)) or hasattr(data, 'keys'))
+    if is_batches and not by_index: return data
+    kinds = 'memory map or Dataset' if by_index else 'memory map, Dataset or DataLoader'
+    raise TypeError(f"{name} must be a tensor, NumPy array, {kinds}, got {type(data).__name__}"
+                    f"{rows_remedy(data)}")
+
 def open_rows(
     name:str,       # Name of the argument, for the error
-    data:Any,       # Tensor, array, memory map, map-style `Dataset`, or object with a row protocol
+    data:Any,       # Array, data frame, sparse matrix, `Dataset`, list of arrays, or `Rows`
 ) -> Rows:          # Rows that are read by index
     """Return `data` as rows; an object that has the row protocol is returned as it is.
 
     Raises `TypeError` for other data, `ValueError` for data without rows."""
-    if isinstance(data, Rows): rows = data
-    elif not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+    return open_data(name, data, by_index=True)
+
+# %% ../nbs/04_data.ipynb #rows0010
+def _as_rows(name:str, data:Any) -> 'Rows|None':
+    "Return rows of `data`, by its kind; `None` if it has no rows that are read by index."
+    if isinstance(data, Rows): return data
+    if isinstance(data, (Tensor, np.ndarray)) or hasattr(data, 'to_numpy'):
         return TensorRows(as_tensor_rows(name, data), not isinstance(data, np.memmap))
-    elif len(data): rows = _DatasetRows(data)
-    else: raise ValueError(f"{name} must not be empty, got a Dataset without samples")
-    if len(rows.shape) < 2:
-        raise ValueError(f"{name} must have shape (n, features), got {tuple(rows.shape)}")
-    if not len(rows): raise ValueError(f"{name} must not be empty, got shape {tuple(rows.shape)}")
-    return rows
+    if isinstance(data, list): return _rows_of_list(name, data)
+    if isinstance(data, Dataset):
+        return None if isinstance(data, IterableDataset) else _DatasetRows(name, data)
+    if hasattr(data, 'tocsr'): return _ArrayRows(name, data.tocsr())   # rows of a sparse matrix
+    is_array = all(hasattr(data, member) for member in ('shape', 'dtype', '__getitem__'))
+    return _ArrayRows(name, data) if is_array else None
+
+def _rows_of_list(name:str, parts:list) -> 'Rows|None':
+    "Return the rows of all arrays in a list; `None` if it does not hold arrays."
+    if not parts: raise ValueError(f"{name} must not be empty, got an empty list")
+    parts = [part[0] if isinstance(part, (tuple, list)) and part else part for part in parts]
+    if not all(hasattr(part, 'shape') for part in parts): return None
+    if any(len(part.shape) < 2 for part in parts):
+        shape = next(tuple(part.shape) for part in parts if len(part.shape) < 2)
+        raise ValueError(f"{name} must be a list of arrays of rows, got one of shape {shape}; use "
+                         "torch.stack or np.stack to make rows of a list of samples")
+    sources = [open_rows(f'{name}[{k}]', part) for k, part in enumerate(parts)]
+    widths = dict.fromkeys(tuple(rows.shape[1:]) for rows in sources)
+    if len(widths) > 1:
+        raise ValueError(f"{name} must be a list of arrays whose rows have one shape, got rows of "
+                         f"shapes {', '.join(map(str, widths))}")
+    if all(isinstance(rows, TensorRows) and rows.in_memory for rows in sources):
+        return TensorRows(torch.cat([rows.tensor for rows in sources]))
+    return _JoinedRows(sources)
 
 # %% ../nbs/04_data.ipynb #25ae6fd9
 def train_val_split(
-    data:'Tensor|np.ndarray',   # Rows of numbers, shape `(n, ...)`, at least 2 rows
+    data:Any,                   # Rows for `open_rows`, shape `(n, ...)`, at least 2 rows
     val_fraction:float=0.2,     # Share of the validation rows, strictly between 0 and 1
     seed:int=0,                 # Random seed; equal seeds give equal splits
 ) -> tuple[Tensor, Tensor]:     # Training rows, validation rows
     "Split rows at random into training and validation rows, with at least one row in each."
-    data, fraction = as_tensor_rows('data', data), check_fraction('val_fraction', val_fraction)
+    data, fraction = open_rows('data', data), check_fraction('val_fraction', val_fraction)
     if len(data) < 2:
         raise ValueError(f"data must have at least 2 rows to be split, got {len(data)}")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(
@@ -300,7 +396,7 @@ class Batches:
     def __init__(
         self,
         name:str,              # Name of the argument, for errors
-        data:Any,              # Rows (`open_rows`), `Dataset`, or iterable of batches
+        data:Any,              # Rows for `open_rows`, or iterable of batches
         model:nn.Module,       # Model whose `input_dim`, if any, is the required width of the data
         batch_size:int=256,    # Largest number of rows in a batch; ignored for an iterable
         shuffle:bool=False,    # Whether each pass has a new order; ignored for an iterable
@@ -312,6 +408,7 @@ class Batches:
     ):
         parameter = next(model.parameters(), torch.empty(0))
         self.name, self.dtype, self.device = name, parameter.dtype, parameter.device
+        self.model = model   # its mode decides whether a batch of one row can be used
         self.batch_size, self.accumulate = (check_int('batch_size', batch_size),
                                             check_int('accumulate', accumulate))
         self.steps = None if steps is None else check_int('steps_per_epoch', steps)
@@ -329,31 +426,14 @@ class Batches:
         self._set_source(data, buffer_rows)
 
 # %% ../nbs/04_data.ipynb #a99b4c2a
-def _is_batches(data:Any) -> bool:
-    "Whether `data` is an iterable of batches. (Iterating a data frame gives names of columns.)"
-    if isinstance(data, (list, tuple)):
-        return len(data) > 0 and isinstance(data[0], (Tensor, np.ndarray))
-    return (isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict))
-            and not hasattr(data, 'to_numpy'))
-
 @patch
 def _set_source(self:Batches, data:Any, buffer_rows:'int|None') -> None:
     "Set `rows` or `loader`, by the kind of `data`."
-    if isinstance(data, (Tensor, np.ndarray, Rows)): self._set_rows(data, buffer_rows)
-    elif isinstance(data, Dataset): self._set_dataset(data)
-    elif _is_batches(data): self.loader = data
-    else:
-        remedy = '; use .to_numpy()' if hasattr(data, 'to_numpy') else ''
-        raise TypeError(f"{self.name} must be a tensor, NumPy array, memory map, Dataset or "
-                        f"DataLoader, got {type(data).__name__}{remedy}")
-
-@patch
-def _set_dataset(self:Batches, data:Dataset) -> None:
-    "Read a `Dataset` with a loader."
-    if hasattr(data, '__len__') and len(data) == 0:
-        raise ValueError(f"{self.name} must not be empty, got a Dataset without samples")
-    shuffle = self.shuffle and not isinstance(data, IterableDataset)
-    self.loader = DataLoader(data, self.batch_size, shuffle=shuffle, generator=self.pass_generator)
+    source = open_data(self.name, data)
+    if isinstance(source, Rows): self._set_rows(source, buffer_rows)
+    elif isinstance(source, IterableDataset):
+        self.loader = DataLoader(source, self.batch_size, generator=self.pass_generator)
+    else: self.loader = source
 
 @patch(as_prop=True)
 def is_iterator(self:Batches) -> bool:
@@ -364,9 +444,9 @@ def is_iterator(self:Batches) -> bool:
 _BUFFER_BYTES = 2**28
 
 @patch
-def _set_rows(self:Batches, data:Any, buffer_rows:'int|None') -> None:
+def _set_rows(self:Batches, rows:Rows, buffer_rows:'int|None') -> None:
     "Read rows by index. Rows of a tensor are checked here, other rows as they are read."
-    self.rows = open_rows(self.name, data)
+    self.rows = rows
     self._check_shape(self.rows.shape)
     if isinstance(self.rows, TensorRows):
         check_rows(self.name, self.rows.tensor, self.dtype)
@@ -396,10 +476,20 @@ def _check_shape(self:Batches, shape:tuple[int, ...]) -> None:
 @patch
 def _check_batch(self:Batches, name:str, batch:Any, warn:bool) -> Tensor:
     "Return a batch that was read from a loader or a user-defined source, as a checked tensor."
-    batch = as_tensor_rows(name, batch)
+    batch = open_rows(name, batch)[:]
     self._check_shape(batch.shape)
     check_rows(name, batch, self.dtype, warn)
     return batch
+
+# %% ../nbs/04_data.ipynb #batches4
+@patch
+def _check_batch_norm(self:Batches, step:list[Tensor]) -> None:
+    "Raise `ValueError` for a batch of one row that batch normalisation would refuse."
+    if min(map(len, step)) > 1 or not any(isinstance(module, nn.BatchNorm1d) and module.training
+                                          for module in self.model.modules()): return
+    raise ValueError(f"{self.name} must give at least 2 rows in each batch to a model with batch "
+                     "normalisation, got a batch of 1 row; use another batch_size, or "
+                     "drop_last=True in your DataLoader")
 
 # %% ../nbs/04_data.ipynb #85925053
 _BLOCKS = 16  # blocks in memory at a time
@@ -410,18 +500,39 @@ def _buffers(self:Batches, generator:torch.Generator) -> Iterator[tuple[Rows, 'T
     n = len(self.rows)
     # A single batch needs no order
     if not self.shuffle or n <= self.batch_size: yield self.rows, None
-    elif n <= self.buffer_rows: yield self.rows, torch.randperm(n, generator=generator)
+    elif n <= self.buffer_rows:
+        in_slices = getattr(self.rows, 'in_slices', False)
+        yield (TensorRows(self.rows[:]) if in_slices else self.rows,
+               torch.randperm(n, generator=generator))
     else:
-        size = math.ceil(self.buffer_rows / _BLOCKS)
-        offsets = torch.randperm(math.ceil(n / size), generator=generator) * size
-        for group in offsets.split(_BLOCKS):
-            rows = torch.cat([self.rows[offset:offset + size] for offset in group.tolist()])
+        size, blocks = self._block_counts()
+        offsets = torch.randperm(sum(blocks), generator=generator) * size
+        for number, group in enumerate(offsets.split(blocks), 1):
+            parts = [slice(offset, offset + size) for offset in group.tolist()]
+            # The rows after the last block come last, so that all passes have equal buffers
+            if number == len(blocks) and n % size: parts.append(slice(n - n % size, n))
+            rows = torch.cat([self.rows[part] for part in parts])
             yield TensorRows(rows), torch.randperm(len(rows), generator=generator)
 
-def _equal_slices(n:int, parts:int) -> list[slice]:
+# %% ../nbs/04_data.ipynb #blocks01
+@patch
+def _block_counts(self:Batches) -> tuple[int, list[int]]:
+    "Rows of a block, and the number of blocks in each buffer of a pass, as equal as possible."
+    size = _ceil_div(self.buffer_rows, _BLOCKS)
+    buffers = _ceil_div(len(self.rows), size * _BLOCKS)
+    shares = _equal_slices(len(self.rows) // size, buffers)
+    return size, [share.stop - share.start for share in shares]
+
+def _ceil_div(n:int, divisor:int) -> int:
+    "Divide whole numbers and round up; exact beyond 2**53."
+    return -(-n // divisor)
+
+def _equal_slices(n:int, parts:int) -> Iterator[slice]:
     "Divide `n` rows into `parts` slices whose lengths differ by at most one."
-    bounds = [k * (n // parts) + min(k, n % parts) for k in range(parts + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+    size, longer = divmod(n, parts)
+    for k in range(parts):
+        start = k*size + min(k, longer)
+        yield slice(start, start + size + (k < longer))
 
 # %% ../nbs/04_data.ipynb #batches5
 @patch
@@ -429,7 +540,7 @@ def _steps_from_rows(self:Batches, generator:torch.Generator) -> Iterator[list[T
     "Yield the steps of a pass over rows."
     is_first = True
     for rows, order in self._buffers(generator):
-        parts = math.ceil(len(rows) / (self.batch_size * self.accumulate))
+        parts = _ceil_div(len(rows), self.batch_size * self.accumulate)
         for part in _equal_slices(len(rows), parts):
             x = rows[part if order is None else order[part]]  # a view if the order is that of rows
             if not isinstance(self.rows, TensorRows):
@@ -438,7 +549,7 @@ def _steps_from_rows(self:Batches, generator:torch.Generator) -> Iterator[list[T
                     raise ValueError(f"{self.name} must give one row for each of "
                                      f"{part.stop - part.start} indices, got {len(x)}")
             is_first = False
-            yield x.tensor_split(min(self.accumulate, len(x)))
+            yield x.tensor_split(_ceil_div(len(x), self.batch_size))
 
 # %% ../nbs/04_data.ipynb #c9de64ac
 @patch
@@ -453,7 +564,9 @@ def _steps_from_loader(self:Batches) -> Iterator[list[Tensor]]:
             step = []
     if step: yield step
     if number < 0 and self.steps_done == 0 and self.steps_in_epoch == 0:
-        raise ValueError(f"{self.name} must not be empty, got a loader without batches")
+        raise ValueError(f"{self.name} must not be empty at the start of an epoch, got "
+                         f"{type(self.loader).__name__} without batches; an iterable must give "
+                         "them again each time it is read")
 
 @patch
 def _steps_of_pass(self:Batches) -> Iterator[list[Tensor]]:
@@ -462,6 +575,7 @@ def _steps_of_pass(self:Batches) -> Iterator[list[Tensor]]:
     steps = (self._steps_from_loader() if self.rows is None else
              self._steps_from_rows(self.pass_generator))
     for step in steps:
+        self._check_batch_norm(step)
         step = [x.to(self.device, self.dtype, non_blocking=True) for x in step]
         yield step if self.scaling is None else [self.scaling(x) for x in step]
 
@@ -475,6 +589,22 @@ def __iter__(self:Batches) -> Iterator[Tensor]:
     "Yield the batches of one pass."
     self.pass_seed = self._draw_seed()
     for step in self._steps_of_pass(): yield from step
+
+# %% ../nbs/04_data.ipynb #first001
+def first_rows(
+    name:str,          # Name of the argument, for errors
+    data:Any,          # Data for `Batches`
+    model:nn.Module,   # Model whose dtype, device and `input_dim` the rows must have
+    n:int,             # Largest number of rows
+) -> Tensor:           # Shape `(min(n, len(data)), ...)`
+    "Return the first rows of any data that training accepts. Other rows are not read."
+    source = open_data(name, data)
+    if isinstance(source, Rows): source = source[:min(n, len(source))]
+    rows = []
+    for x in Batches(name, source, model, n):
+        rows.append(x)
+        if sum(map(len, rows)) >= n: break
+    return torch.cat(rows)[:n]
 
 # %% ../nbs/04_data.ipynb #d4b0ef2a
 @patch
@@ -514,16 +644,16 @@ def _loader_generators(self:Batches) -> list[torch.Generator]:
 def __len__(self:Batches) -> int:
     "Number of steps in an epoch. Raises `TypeError` if it is unknown."
     if self.steps is not None: return self.steps
-    if self.rows is None: return math.ceil(len(self.loader) / self.accumulate)
-    return sum(math.ceil(n / (self.batch_size * self.accumulate)) for n in self._buffer_lengths())
+    if self.rows is None: return _ceil_div(len(self.loader), self.accumulate)
+    return sum(_ceil_div(n, self.batch_size * self.accumulate) for n in self._buffer_lengths())
 
 @patch
 def _buffer_lengths(self:Batches) -> list[int]:
     "Number of rows in each buffer of a pass."
     n = len(self.rows)
     if not self.shuffle or n <= self.buffer_rows: return [n]
-    size = math.ceil(self.buffer_rows / _BLOCKS) * _BLOCKS
-    return [min(size, n - start) for start in range(0, n, size)]
+    size, blocks = self._block_counts()
+    return [size*count for count in blocks[:-1]] + [n - size*sum(blocks[:-1])]
 
 # %% ../nbs/04_data.ipynb #dataepo1
 @patch
@@ -555,8 +685,9 @@ def epoch_progress(self:Batches) -> float:
 # %% ../nbs/04_data.ipynb #state002
 @patch
 def fingerprint(self:Batches) -> 'str|None':
-    "Fingerprint of the rows; `None` for a loader or stream."
-    return None if self.rows is None else self.rows.fingerprint()
+    "Fingerprint of the rows; `None` for a loader, a stream, and a `Dataset`, which may be random."
+    if self.rows is None or isinstance(self.rows, _DatasetRows): return None
+    return self.rows.fingerprint()
 
 @patch
 def state_dict(self:Batches) -> dict:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from matplotlib.figure import Figure  # pyplot would start a graphical backend
 
 from .activations import eval_mode
-from .data import Batches
+from .data import Batches, first_rows
 from .losses import METRICS, Measurements, Metric, hoyer_sparseness
 from .models import (between_steps, check_autoencoder, check_forward, encode_batch,
                               is_native, reconstruct)
@@ -466,7 +466,7 @@ def _draw_lines(fig:Figure, pairs:np.ndarray, image_shape:None) -> Sequence[Any]
 # %% ../nbs/03_eval_viz.ipynb #eval_e07
 def plot_reconstructions(
     model:nn.Module,                         # Any module with `encode` and `decode`
-    x:'Tensor|np.ndarray',                   # Samples, shape `(n, input_dim)`
+    x:Any,                                   # Samples, as for `evaluate_sparse_autoencoder`
     image_shape:'Sequence[int]|None'=None,   # `(height, width[, 3])`; `None`: no images
     max_samples:int=12,                      # Largest number of samples shown
     save_path:'str|Path|None'=None,          # File to which the figure is also written
@@ -474,7 +474,7 @@ def plot_reconstructions(
     """Plot samples and their reconstructions on one scale, as images or as lines, with the error
     and the L0 of each."""
     max_samples = check_int('max_samples', max_samples)
-    batch = next(iter(Batches('x', x[:max_samples], check_autoencoder(model), max_samples)))
+    batch = first_rows('x', x, check_autoencoder(model), max_samples)
     with eval_mode(model, no_grad=True): encoded, x_reconstructed = reconstruct(model, batch)
     pairs = torch.stack([batch.flatten(1), x_reconstructed.flatten(1)]).cpu().float().numpy()
     fig = new_figure(1.05 * len(batch) + 0.8, 1.9 if image_shape is None else 2.7)
@@ -550,16 +550,19 @@ def _encode_and_decode(model:nn.Module, x:Any) -> tuple[Tensor, Tensor]:
                              f"got {tuple(x.shape)} and {tuple(z.shape)}")
         return z, model.decode(z)
 
+def _atoms_around(model:nn.Module, z:Tensor) -> Tensor:
+    "Return the transposed Jacobian of `decode` at each code, `(n, latent_dim, input_dim)`."
+    with eval_mode(model, no_grad=True): return jacobians(model.decode, z).mT
+
 def local_dictionary(
     model:nn.Module,    # Any module with `encode` and `decode`
-    x:Any,              # Samples, tensor or array `(n, input_dim)`
+    x:Any,              # Samples, as for `evaluate_sparse_autoencoder`
 ) -> Tensor:            # Shape `(n, latent_dim, input_dim)`
     """Return the atoms around the code of each sample: the transposed Jacobian of `decode` there.
 
     The result has `n * latent_dim * input_dim` numbers: use it for some samples, not for a data
     set."""
-    z, _ = _encode_and_decode(model, x)
-    with eval_mode(model, no_grad=True): return jacobians(model.decode, z).mT
+    return _atoms_around(model, _encode_and_decode(model, x)[0])
 
 # %% ../nbs/03_eval_viz.ipynb #eval_e09
 class Contributions(NamedTuple):
@@ -569,9 +572,9 @@ class Contributions(NamedTuple):
 
 def feature_contributions(
     model:nn.Module,    # Any module with `encode` and `decode`
-    x:Any,              # Samples, tensor or array `(n, input_dim)`
+    x:Any,              # Samples, as for `evaluate_sparse_autoencoder`
 ) -> Contributions:
     "Compute the contribution of each latent to the reconstruction of each sample."
     z, x_reconstructed = _encode_and_decode(model, x)
-    contributions = z[..., None] * local_dictionary(model, x)
+    contributions = z[..., None] * _atoms_around(model, z)   # a loader may shuffle: read once
     return Contributions(contributions, x_reconstructed - contributions.sum(1))

@@ -399,7 +399,11 @@ class Metric(NamedTuple):
     in_history:bool=False                   # Whether `n` and `active` are enough to compute it
     from_codes:bool=False                   # Whether codes are enough, without errors
 
+def _count(active:Tensor) -> float:
+    "Sum counts, in double precision: a sum over latents may exceed 2**24."
+    return active.cpu().sum(dtype=torch.float64).item()
+
 METRICS = {
-    'l0': Metric('L0', 'active latents per sample', lambda m: float(m.active.sum()) / m.n, True),
+    'l0': Metric('L0', 'active latents per sample', lambda m: _count(m.active) / m.n, True),
     'dead_fraction': Metric('dead latents', 'fraction of all latents',
-                            lambda m: float((m.active == 0).sum()) / len(m.active), True)}
+                            lambda m: _count(m.active == 0) / len(m.active), True)}

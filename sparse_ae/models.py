@@ -7,8 +7,8 @@ __all__ = ['DECODER_NORMS', 'FAST_FORWARD', 'unit_norm', 'BatchNorm', 'check_hid
            'affine', 'linear_stack', 'Encoded', 'project_to_tangent', 'SparseAutoencoder',
            'TiedWeightSparseAutoencoder', 'check_autoencoder', 'has_encode_layers', 'AdaptedAutoencoder',
            'why_not_native', 'is_native', 'as_autoencoder', 'encode_batch', 'decode_batch', 'reconstruct',
-           'count_active', 'trainable_parameters', 'check_forward', 'TrainingLock', 'in_training', 'step_lock',
-           'between_steps', 'master_precision', 'geometric_median']
+           'counting_dtype', 'count_active', 'trainable_parameters', 'check_forward', 'TrainingLock', 'in_training',
+           'step_lock', 'between_steps', 'master_precision', 'geometric_median']
 
 # %% ../nbs/00_models.ipynb #091acb53
 import copy
@@ -625,13 +625,19 @@ def reconstruct(
     return encoded, decode_batch(model, encoded.z, x)
 
 # %% ../nbs/00_models.ipynb #modelenc3
+def counting_dtype(
+    n:int,           # Largest count
+) -> torch.dtype:
+    "Return single precision where it counts exactly, double precision beyond that."
+    return torch.float32 if n <= 2**24 else torch.float64
+
 def count_active(
     code:Any,    # Code: a tensor `(batch, ..., latent_dim)`, or a sparse code with `active()`
-) -> Tensor:     # Shape `(..., latent_dim)` in one dimension, single precision
+) -> Tensor:     # Shape `(..., latent_dim)` in one dimension, dtype `counting_dtype(len(code))`
     "Count the samples in which each latent is active."
     if not isinstance(code, Tensor): return code.active()
     # sign().abs_() is 1 where code != 0; on a CPU the comparison takes nine times as long
-    return code.detach().sign().abs_().flatten(1).sum(0, dtype=torch.float32)
+    return code.detach().sign().abs_().flatten(1).sum(0, dtype=counting_dtype(len(code)))
 
 def trainable_parameters(
     model:nn.Module,    # Module with `encode` and `decode`
@@ -758,20 +764,24 @@ def geometric_median(
     tolerance:float=1e-6,  # Movement that ends the iteration, relative to the spread of the rows
     max_steps:int=200,     # Maximum number of steps
 ) -> Tensor:               # Geometric median, shape `(features,)`
-    """Return the point with the smallest sum of distances to all rows.
+    """Return the point with the smallest sum of distances to all rows; equal rows give that row.
 
     Source: Weiszfeld 1937; Vardi & Zhang, PNAS 97, 2000."""
     x = as_tensor_rows('x', x).flatten(1)
     dtype = x.dtype if x.is_floating_point() else torch.float32
     x = x.to(torch.promote_types(dtype, torch.float32))
     check_rows('x', x, x.dtype)
+    # Relative to one row and to the largest deviation, so that no distance rounds or overflows
+    first, x = x[0], x - x[0]
+    scale = x.abs().max()
+    x = x / scale.masked_fill(scale == 0, 1)
     median = x.mean(0)
     spread = torch.linalg.vector_norm(x - median, dim=1).mean()
     for _ in range(check_int('max_steps', max_steps)):
         weight = 1 / torch.linalg.vector_norm(x - median, dim=1).clamp(min=1e-9*spread + 1e-30)
         previous, median = median, (weight @ x) / weight.sum()
         if torch.linalg.vector_norm(median - previous) <= tolerance*spread: break
-    return median.to(dtype)
+    return (first + scale*median).to(dtype)
 
 # %% ../nbs/00_models.ipynb #835331ea
 @patch

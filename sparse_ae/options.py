@@ -169,7 +169,7 @@ def warn_of_high_rates(
         if scaling is not None: stack.enter_context(model.in_scaled_unit(scaling))
         rates = mean_activation(encode_batch(model, x).z)
     rate = rates.max().item()
-    if rate <= 1: return
+    if not rate > 1: return   # also for NaN, which is an error where it is read
     warn_caller(f"before training a latent's mean activation is {rate:.3g}, and the 'kl' "
                 "penalty reads it as a rate in [0, 1]: scale the data, as by normalize=True")
 

@@ -82,7 +82,7 @@ class SparsityMeasure(NamedTuple):
 
 def _active_latents(losses:Any) -> float:
     "Return the number of active latents, summed over the samples of a batch."
-    return losses.active.sum().item()
+    return losses.active.cpu().sum(dtype=torch.float64).item()
 
 def _active_share(losses:Any) -> float:
     "Return the share of activations with |z| >= 0.01, summed over the samples of a batch."
@@ -246,7 +246,9 @@ def choose_inputs(
     error = error.double().cpu()
     count = min(count, int((error > 0).sum()))
     if not count: return torch.empty(0, dtype=torch.long)
-    return torch.multinomial(error.square(), count, generator=generator)
+    # The method of torch.multinomial, which takes at most 2**24 inputs
+    exponential = torch.empty_like(error).exponential_(generator=generator)
+    return (error.square() / exponential).topk(count).indices
 
 # %% ../nbs/07_sparsity_control.ipynb #lines002
 def _split_decoder(model:BaseSparseAutoencoder) -> tuple[Layer, Callable[[Tensor], Tensor]]:

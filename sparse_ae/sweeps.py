@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .callbacks import Callback, StopTraining
+from .data import open_data
 from .eval_viz import evaluate_sparse_autoencoder, new_figure, save_figure
 from .losses import METRICS
 from .options import TrainingOptions
@@ -238,6 +239,8 @@ def sweep(
     epochs. Raises `ValueError` or `TypeError` for a bad grid or bad arguments, before the first
     step."""
     points = grid_points(grid)
+    train_data = open_data('train_data', train_data)   # once, as rows of all runs
+    val_data = open_data('val_data', val_data)
     trainers = _make_trainers(make_model, train_data, val_data, points, fixed)
     groups, reasons = runs_together(trainers)
     if reasons and verbose: _print_reasons(reasons)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_choice', 'check_int', 'check_bool', 'check_number', 'check_fraction', 'check_positive', 'check_not_negative',
-           'check_device', 'autocast_enabled', 'warn_caller', 'as_tensor_rows', 'check_rows', 'require', 'Configurable',
-           'from_config']
+           'check_device', 'autocast_enabled', 'warn_caller', 'rows_remedy', 'as_tensor_rows', 'check_rows', 'require',
+           'Configurable', 'from_config']
 
 # %% ../nbs/13_validation.ipynb #f5d6da1d
 import copy
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,9 @@ def _tensor_from_array(name:str, array:np.ndarray) -> Tensor:
                          f"{array.size}; fill them, or leave out their rows")
     array = np.ma.getdata(array)
     if array.dtype.kind not in 'fiub':
-        raise TypeError(f"{name} must hold real numbers, got an array of dtype {array.dtype}")
+        remedy = '; use .astype(float) if these are numbers' if array.dtype.kind in 'OSUT' else ''
+        raise TypeError(f"{name} must hold real numbers, got an array of dtype {array.dtype}"
+                        f"{remedy}")
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = array.astype(array.dtype.newbyteorder('='))
     with warnings.catch_warnings():  # read-only memory maps warn, although nothing here writes
@@ -148,24 +151,59 @@ def _tensor_from_array(name:str, array:np.ndarray) -> Tensor:
         except TypeError: raise TypeError(f"{name} must hold numbers of a dtype that torch has, "
                                           f"got dtype {array.dtype}") from None
 
+# %% ../nbs/13_validation.ipynb #frame001
+def _array_from_frame(name:str, frame:Any) -> np.ndarray:
+    "Return the numbers of a data frame, with NaN for missing ones."
+    dtypes = dict(zip(frame.columns, frame.dtypes)) if hasattr(frame, 'columns') else {}
+    wrong = [f'{column!r} ({dtype})' for column, dtype in dtypes.items()
+             if getattr(dtype, 'kind', 'f') not in 'fiub']
+    if wrong:
+        raise TypeError(f"{name} must have columns of real numbers, got {', '.join(wrong[:5])}; "
+                        "leave them out with .drop(columns=...), or use .astype(float)")
+    index = [column for column in dtypes if str(column).startswith('Unnamed: ')]
+    if index:
+        warn_caller(f"{name} has the column {index[0]!r}, which is a feature here; if it is the "
+                    "index of a file, read the file with index_col=0")
+    array = frame.to_numpy()
+    if array.dtype != object or not all(hasattr(dtype, 'kind') for dtype in dtypes.values()):
+        return array
+    return frame.to_numpy(dtype=np.float64, na_value=np.nan)   # numbers of several kinds
+
+# %% ../nbs/13_validation.ipynb #remedy02
+def rows_remedy(
+    data:Any,    # Data that cannot be read as rows
+) -> str:        # End of an error message; empty if no remedy is known
+    "Return how to make rows of `data`."
+    if isinstance(data, tuple):
+        return '; give the inputs alone, or several arrays of rows as a list'
+    if isinstance(data, list): return '; use np.array or torch.stack'
+    if isinstance(data, (str, PathLike)): return '; read the file first, as with cli.load_matrix'
+    if hasattr(data, 'keys'):
+        return f"; give one of its arrays, such as [{next(iter(data), 'name')!r}]"
+    if hasattr(data, 'toarray'): return '; use .toarray()'
+    if hasattr(data, 'shape') and hasattr(data, '__getitem__'): return '; use [:]'
+    return '; give its .dataset' if hasattr(data, 'dataset') else ''
+
 # %% ../nbs/13_validation.ipynb #rows0002
 def as_tensor_rows(
     name:str,   # Name of the argument, for the error
-    data:Any,   # Tensor, NumPy array or memory map, shape `(n, ...)`
-) -> Tensor:    # Detached tensor of the same shape, on the same memory
-    """Return `data` as a tensor that shares its memory.
+    data:Any,   # Tensor, NumPy array, memory map or data frame, shape `(n, ...)`
+) -> Tensor:    # Detached tensor of the same shape, on the same memory where possible
+    """Return `data` as a tensor that shares its memory where its type allows that.
 
     Raises `TypeError` or `ValueError` unless `data` are rows of real numbers."""
+    if hasattr(data, 'to_numpy'): data = _array_from_frame(name, data)
     if isinstance(data, np.ndarray): data = _tensor_from_array(name, data)
     if not isinstance(data, Tensor):
         raise TypeError(f"{name} must be a tensor, NumPy array or memory map, got "
-                        f"{type(data).__name__}")
+                        f"{type(data).__name__}{rows_remedy(data)}")
     if data.is_complex(): raise TypeError(f"{name} must hold real numbers, got {data.dtype}")
     if data.layout != torch.strided:
         raise TypeError(f"{name} must be dense, got a tensor with layout {data.layout}; use "
                         ".to_dense()")
     if data.ndim < 2:
-        raise ValueError(f"{name} must have shape (n, features), got {tuple(data.shape)}")
+        raise ValueError(f"{name} must have shape (n, features), got {tuple(data.shape)}; use "
+                         "[None] to make one row of it, [:, None] to make one feature")
     if data.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(data.shape)}")
     if data.is_inference() and not torch.is_inference_mode_enabled():

@@ -602,7 +602,7 @@ def test_what_cannot_be_is_said(split, error, message, options):
         assert all(map(torch.equal, before, (p.detach() for p in model.parameters())))
 
 
-def test_a_shorter_stream_or_a_frame_is_refused(split, tmp_path):
+def test_a_shorter_stream_is_refused(split, tmp_path):
     x, val = split
     def go(batches, **options):
         fit(SparseAutoencoder(64, 5), iter(x.split(40)[:batches]), val, 3, 1e-3, 3, verbose=0,
@@ -612,9 +612,6 @@ def test_a_shorter_stream_or_a_frame_is_refused(split, tmp_path):
     go(20, checkpoint_minutes=1e-9, callbacks=[Killed()])
     with pytest.raises(ValueError, match='train_data must give again the 5 steps .* got 2'):
         go(2, resume=True, callbacks=[Killed()])
-    pandas = pytest.importorskip('pandas')
-    with pytest.raises(TypeError, match='got DataFrame; use .to_numpy()'):
-        fit(SparseAutoencoder(64, 5), pandas.DataFrame(x.numpy()), val, 1, 1e-3, 1, verbose=0)
 
 
 def test_counts_are_exact_beyond_what_single_precision_holds():

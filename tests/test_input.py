@@ -95,8 +95,8 @@ def test_unusual_data():
     masked = np.ma.masked_greater(X.numpy(), 0.9)
     with pytest.raises(ValueError, match='must have no masked entries'): fit(data=masked)
     with pytest.raises(TypeError, match='must be dense'): fit(data=X.to_sparse())
-    with pytest.raises(TypeError, match='data must be a tensor, NumPy array or memory map, got Tens'):
-        train_val_split(TensorDataset(X))
+    with pytest.raises(TypeError, match='or Dataset, got DataLoader; give its .dataset'):
+        train_val_split(DataLoader(TensorDataset(X)))
     with torch.inference_mode(): captured = X * 1
     with torch.no_grad(): history = fit(data=captured)
     assert history['train_loss'][1] < history['train_loss'][0]

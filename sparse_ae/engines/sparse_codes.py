@@ -24,7 +24,7 @@ from ..activations import BatchTopK, CodeActivation, Linear, TopK
 from .dense import unit_norm_
 from .triton_kernels import cast_cached, triton_kernels
 from ..models import (DECODER_NORMS, FAST_FORWARD, AdaptedAutoencoder,
-                              BaseSparseAutoencoder, Encoded, why_not_native)
+                              BaseSparseAutoencoder, Encoded, counting_dtype, why_not_native)
 from ..training import ENGINES, StepEngine
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #0b542120
@@ -143,8 +143,8 @@ class SparseCode:
         return z.scatter(0, self.pattern.flat_indices, self.values).view(len(self), -1)
 
     def active(self) -> Tensor:
-        "Count in how many samples each latent is active, `(latent_dim,)`, single precision."
-        ones = (self.values.detach() != 0).float()
+        "Count in how many samples each latent is active, `(latent_dim,)`."
+        ones = (self.values.detach() != 0).to(counting_dtype(len(self)))
         return ones.new_zeros(self.pattern.latent_dim).index_add(0, self.pattern.col_indices, ones)
 
     def detach(self) -> 'SparseCode':

@@ -127,7 +127,7 @@ def quantiles(
     counts = self.histogram[latent]
     if not counts.any(): return []
     cumulative = counts.cumsum(0)
-    bins = torch.searchsorted(cumulative, torch.tensor(q)*cumulative[-1].double())
+    bins = torch.searchsorted(cumulative, torch.tensor(q).double()*cumulative[-1])
     bins = [int(b) if counts[b] else int((cumulative > cumulative[b]).nonzero()[0])
             for b in bins.clamp(max=int(counts.nonzero()[-1]))]
     centres = (self.edges[1:]*self.edges[:-1]).sqrt()
@@ -171,9 +171,12 @@ def latent_statistics(
     data = open_rows('data', data)
     latent_dim = _infer_latent_dim(model, data, like)
     if stats is None: stats = LatentStatistics(latent_dim, k)
-    for indices in torch.arange(len(data)).split(max(1, min(8192, 2**23 // latent_dim))):
-        with eval_mode(model, no_grad=True): z = model.encode(_gather_rows(data, indices, like))
-        stats.add(z, indices)
+    block = max(1, min(8192, 2**23 // latent_dim))
+    for start in range(0, len(data), block):
+        stop = min(start + block, len(data))
+        with eval_mode(model, no_grad=True):
+            z = model.encode(data[start:stop].detach().to(like))
+        stats.add(z, torch.arange(start, stop))
         if on_block(stats.n) is False: break
     return stats
 
