@@ -24,7 +24,7 @@ from .activations import eval_mode
 from .data import Batches, first_rows
 from .losses import METRICS, Measurements, Metric, hoyer_sparseness
 from .models import (between_steps, check_autoencoder, check_forward, encode_batch,
-                              is_native, reconstruct)
+                              hold_steps, is_native, reconstruct)
 from .regularizers import jacobians
 from .validation import as_tensor_rows, check_device, check_int, require
 
@@ -357,10 +357,11 @@ def dictionary(
     if latent_dim is None:
         raise ValueError("codes must be given for a model that has no latent_dim")
     latents = _check_latents(latents, latent_dim)
-    if is_native(model) and model.depth == 1:
-        atoms = model.decoder_weights()[0].detach()[:, latents].T
-        return atoms if model.scaling is None else atoms * model.scaling.scale.to(atoms)
-    with eval_mode(model, no_grad=True): return _decoder_jvp(model, z, latents, latent_dim)
+    with hold_steps(model):
+        if is_native(model) and model.depth == 1:
+            atoms = model.decoder_weights()[0].detach()[:, latents].T
+            return atoms if model.scaling is None else atoms * model.scaling.scale.to(atoms)
+        with eval_mode(model, no_grad=True): return _decoder_jvp(model, z, latents, latent_dim)
 
 # %% ../nbs/03_eval_viz.ipynb #4e58fbe9
 def check_image_shape(
@@ -474,7 +475,8 @@ def plot_reconstructions(
     """Plot samples and their reconstructions on one scale, as images or as lines, with the error
     and the L0 of each."""
     max_samples = check_int('max_samples', max_samples)
-    batch = first_rows('x', x, check_autoencoder(model), max_samples)
+    model = between_steps(check_autoencoder(model))
+    batch = first_rows('x', x, model, max_samples)
     with eval_mode(model, no_grad=True): encoded, x_reconstructed = reconstruct(model, batch)
     pairs = torch.stack([batch.flatten(1), x_reconstructed.flatten(1)]).cpu().float().numpy()
     fig = new_figure(1.05 * len(batch) + 0.8, 1.9 if image_shape is None else 2.7)
@@ -542,7 +544,7 @@ def match_dictionaries(
 # %% ../nbs/03_eval_viz.ipynb #cdf7e41f
 def _encode_and_decode(model:nn.Module, x:Any) -> tuple[Tensor, Tensor]:
     "Return codes and reconstructions of samples, in the model's dtype and on its device."
-    x = torch.cat(list(Batches('x', x, check_autoencoder(model))))
+    x = torch.cat(list(Batches('x', x, model)))
     with eval_mode(model, no_grad=True):
         z = encode_batch(model, x).z
         if z.ndim != 2 or x.ndim != 2:
@@ -562,6 +564,7 @@ def local_dictionary(
 
     The result has `n * latent_dim * input_dim` numbers: use it for some samples, not for a data
     set."""
+    model = between_steps(check_autoencoder(model))
     return _atoms_around(model, _encode_and_decode(model, x)[0])
 
 # %% ../nbs/03_eval_viz.ipynb #eval_e09
@@ -575,6 +578,7 @@ def feature_contributions(
     x:Any,              # Samples, as for `evaluate_sparse_autoencoder`
 ) -> Contributions:
     "Compute the contribution of each latent to the reconstruction of each sample."
+    model = between_steps(check_autoencoder(model))
     z, x_reconstructed = _encode_and_decode(model, x)
     contributions = z[..., None] * _atoms_around(model, z)   # a loader may shuffle: read once
     return Contributions(contributions, x_reconstructed - contributions.sum(1))

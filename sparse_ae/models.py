@@ -8,7 +8,7 @@ __all__ = ['DECODER_NORMS', 'FAST_FORWARD', 'unit_norm', 'BatchNorm', 'check_hid
            'TiedWeightSparseAutoencoder', 'check_autoencoder', 'has_encode_layers', 'AdaptedAutoencoder',
            'why_not_native', 'is_native', 'as_autoencoder', 'encode_batch', 'decode_batch', 'reconstruct',
            'counting_dtype', 'count_active', 'trainable_parameters', 'check_forward', 'TrainingLock', 'in_training',
-           'step_lock', 'between_steps', 'master_precision', 'geometric_median']
+           'step_lock', 'hold_steps', 'between_steps', 'master_precision', 'geometric_median']
 
 # %% ../nbs/00_models.ipynb #091acb53
 import copy
@@ -737,13 +737,19 @@ def step_lock(
     locks = (_IN_TRAINING.get(id(p)) for p in model.parameters())
     return next((lock for lock in locks if lock), None)
 
+def hold_steps(
+    model:nn.Module,    # Any module
+) -> AbstractContextManager:
+    "Return a context manager that waits for the end of a step and holds the run that trains it."
+    lock = step_lock(model)
+    return nullcontext() if lock is None else lock.held()
+
 def between_steps(
     model:nn.Module,    # Any module
 ) -> nn.Module:         # `model`, or a copy of it
     "Return `model`; while a run trains it, a copy made between two steps of the run."
-    lock = step_lock(model)
-    if lock is None: return model
-    with lock.held(): return copy.deepcopy(model)
+    if step_lock(model) is None: return model
+    with hold_steps(model): return copy.deepcopy(model)
 
 # %% ../nbs/00_models.ipynb #modelhp2
 @contextmanager

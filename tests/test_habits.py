@@ -1,6 +1,7 @@
 "What users do to models and to training: their own methods, hooks, optimisers, copies, threads."
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
-from sparse_ae import (AveragedWeights, BatchTopK, Callback, FeatureExplorer, SparseAutoencoder,
-                       TiedWeightSparseAutoencoder, TopK, Trainer, dictionary,
-                       evaluate_sparse_autoencoder, kl_divergence_sparsity_loss, sweep,
+from sparse_ae import (BatchTopK, Callback, FeatureExplorer, SparseAutoencoder,
+                       TiedWeightSparseAutoencoder, TopK, Trainer, TrainingDashboard, dictionary,
+                       evaluate_sparse_autoencoder, kl_divergence_sparsity_loss,
+                       plot_reconstructions, sweep,
                        train_sparse_autoencoder_with_early_stopping as train)
 from sparse_ae.models import encode_batch, why_not_native
 from sparse_ae.training import StepEngine
@@ -295,3 +297,89 @@ def test_copies_made_in_training_are_models_of_their_own(way, event, activation)
     assert_close(norms, torch.ones(32))
     history = fit(copied, 1)
     assert history['epochs_trained'] == 1
+
+
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+@pytest.mark.parametrize('options', [dict(scaling='columns'), dict(scaling='global'), {}])
+@pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
+def test_copies_of_a_scaled_run_take_the_data_of_the_user(cls, options, activation):
+    x = 300 + 40*X
+    metric = {'columns': 'explained_variance_standardized'}.get(options.get('scaling'),
+                                                                'explained_variance')
+
+    class Measure(Callback):
+        def after_epoch(self, trainer):
+            copied = copy.deepcopy(trainer.model)
+            for model in (trainer.model, copied):     # the data have variance 1 in the scaled unit
+                assert_close(evaluate_sparse_autoencoder(model, x)[metric],
+                             1 - trainer.history['val_recon_loss'][-1], rtol=0, atol=1e-4)
+            assert trainer.model.assumes_scaled and not copied.assumes_scaled
+            again = cls(16, 32, hidden_dims=(), activation=ACTIVATIONS[activation],
+                        scaling=options.get('scaling', 'global'))
+            again.load_state_dict(trainer.model.state_dict())
+            assert_close(again.eval()(x), copied.eval()(x))
+
+    model = cls(16, 32, hidden_dims=(), activation=ACTIVATIONS[activation], **options)
+    history = train(model, x, x, 3, 1e-2, 9, sparsity_type='none', normalize=not options, seed=0,
+                    verbose=0, callbacks=[Measure()])
+    assert (model.scaling is None) == (not options)
+    assert_close(evaluate_sparse_autoencoder(model, x)[metric],
+                 1 - history['val_recon_loss'][history['best_epoch']], rtol=0, atol=1e-4)
+
+
+# a model that another thread trains
+
+USES = {
+    'evaluate': lambda m, folder: evaluate_sparse_autoencoder(m, X, 'cpu'),
+    'save': lambda m, folder: m.save_pretrained(folder),
+    'explore': lambda m, folder: FeatureExplorer(m, X[:50]),
+    'dictionary': lambda m, folder: dictionary(m, codes=torch.rand(9, 32)),
+    'plot': lambda m, folder: plot_reconstructions(m, X[:8])}
+
+
+@pytest.mark.parametrize('use', USES)
+@pytest.mark.parametrize('options', [dict(), dict(normalize=True), dict(batch_norm=True)])
+def test_what_looks_at_a_model_in_training_does_not_change_the_run(use, options, tmp_path):
+    batch_norm = options.get('batch_norm', False)
+    training = {k: v for k, v in options.items() if k != 'batch_norm'}
+
+    def run(look):
+        torch.manual_seed(0)
+        model, modes, uses = SparseAutoencoder(16, 32, batch_norm=batch_norm), set(), 0
+
+        class Mode(Callback):
+            def after_step(self, trainer): modes.add(trainer.model.training)
+        trainer = Trainer(model, X, X[:100], 20, 1e-3, 99, seed=0, verbose=0, callbacks=[Mode()],
+                          batch_size=20, sparsity_type='l1', **training)
+        thread = threading.Thread(target=trainer.fit)
+        thread.start()
+        while thread.is_alive() and look and uses < 10:
+            USES[use](model, tmp_path)
+            uses += 1
+        thread.join()
+        assert modes == {True} and (uses > 0 or not look)
+        return trainer.history['train_loss'], trainer.history['val_loss'], model.state_dict()
+    plain, watched = run(False), run(True)
+    assert plain[:2] == watched[:2]
+    for name, value in plain[2].items(): assert torch.equal(value, watched[2][name]), name
+
+
+def test_a_second_training_of_a_model_is_refused():
+    model = SparseAutoencoder(16, 32)
+
+    class Again(Callback):
+        def after_step(self, trainer):
+            with pytest.raises(ValueError, match='model must not be in training, got a Sparse'):
+                fit(model, 1)
+    fit(model, 1, callbacks=[Again()])
+    fit(model, 1)
+
+
+def test_a_paused_run_can_be_looked_at():
+    model, dashboard = SparseAutoencoder(16, 32), TrainingDashboard()
+    dashboard.pause()
+    dashboard.fit(model, X, X[:100], 3, 1e-3, 9, verbose=0)
+    dashboard.paused_event.wait(60)
+    assert evaluate_sparse_autoencoder(model, X)['mean'] > 0
+    dashboard.resume()
+    assert dashboard.wait()['epochs_trained'] == 3

@@ -31,7 +31,8 @@ from ..eval_viz import check_image_shape, dictionary, mosaic, new_figure
 from ..io import atomic_write
 from .display import (BackgroundTask, WidgetWithPicture, array_png, figure_png,
                                    has_front_end, image_widget, stacked_png, tiles)
-from ..models import check_autoencoder, encode_batch, reconstruct
+from ..models import (between_steps, check_autoencoder, encode_batch, hold_steps,
+                              reconstruct)
 from ..validation import check_choice, check_int
 
 # %% ../../nbs/lab/03_explorer.ipynb #72949d43
@@ -167,7 +168,8 @@ def latent_statistics(
     on_block:Callable[[int], Any]=lambda n: None,  # Called with `n`; `False` ends the pass
 ) -> LatentStatistics:
     "Collect the statistics of all latents in one pass over the data."
-    like = next(check_autoencoder(model).parameters(), torch.empty(0))
+    model = between_steps(check_autoencoder(model))
+    like = next(model.parameters(), torch.empty(0))
     data = open_rows('data', data)
     latent_dim = _infer_latent_dim(model, data, like)
     if stats is None: stats = LatentStatistics(latent_dim, k)
@@ -217,8 +219,8 @@ class FeatureExplorer(WidgetWithPicture, BackgroundTask):
         k:int=16,                    # Number of most activating samples stored for each latent
         page:int=48,                 # Number of atoms shown at a time
     ):
-        # a copy, because encoding updates running statistics of a model in training
-        self.model = copy.deepcopy(check_autoencoder(model)).eval()
+        # a copy, because a later training may change the model
+        with hold_steps(check_autoencoder(model)): self.model = copy.deepcopy(model).eval()
         self.data, self.tokens = open_rows('data', data), None
         if tokens is not None: self._set_tokens(tokens)
         features = math.prod(self.data.shape[1:])
