@@ -11,7 +11,7 @@ __all__ = ['CODE_ACTIVATIONS', 'ENCODERS', 'CodeActivation', 'precise', 'ReLU', 
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .scaling import SinglePrecision
-from .validation import (Configurable, check_bool, check_fraction, check_int,
-                                  check_not_negative, check_positive)
+from .validation import (Configurable, autocast_disabled, check_bool, check_fraction,
+                                  check_int, check_not_negative, check_positive)
 
 # %% ../nbs/05_activations.ipynb #b98d5a93
 class CodeActivation(Configurable, SinglePrecision):
@@ -132,7 +132,7 @@ def set_initial_threshold(self:_Threshold, pre, l0):
     n = magnitude.numel()
     k = min(n, max(1, round(l0 / pre.shape[-1] * n)))
     self.threshold = magnitude.kthvalue(n - k + 1).values.clamp(min=1e-6).item()
-    self.reset_latents(torch.arange(pre.shape[-1]))
+    self.reset_latents(torch.arange(pre.shape[-1], device='cpu'))
 
 # %% ../nbs/05_activations.ipynb #activa9a
 class SoftThreshold(_Threshold):
@@ -280,7 +280,8 @@ def update_threshold(
     "Move the running threshold towards the smallest entry; not at all with `momentum` 0."
     if not self.momentum or not len(kept): return
     smallest = torch.where(kept > 0, kept, torch.inf).min()
-    weight = torch.where(self.num_batches_tracked == 0, 1., self.momentum)
+    weight = torch.where(self.num_batches_tracked == 0, torch.ones_like(self.threshold),
+                         self.momentum)
     moved = self.threshold + weight * (smallest - self.threshold)
     self.threshold.copy_(torch.where(smallest < torch.inf, moved, self.threshold))
     self.num_batches_tracked += 1
@@ -361,13 +362,15 @@ class Linear(CodeEncoder):
 @contextmanager
 def eval_mode(
     module:nn.Module,     # Any module
-    no_grad:bool=False,   # Whether to disable gradients as well
+    no_grad:bool=False,   # Whether to disable gradients and a surrounding autocast as well
 ) -> Iterator[None]:
     "Set eval mode within the block, and restore the previous mode of the module."
     was_training = module.training
     module.eval()
     try:
-        with torch.no_grad() if no_grad else nullcontext(): yield
+        if not no_grad: yield
+        else:
+            with torch.no_grad(), autocast_disabled(): yield
     finally: module.train(was_training)
 
 # %% ../nbs/05_activations.ipynb #activa9d

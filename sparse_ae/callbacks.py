@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EVENTS', 'SCHEDULES', 'Callback', 'check_callback', 'StatefulCallback', 'StopTraining', 'TrainingDiverged',
            'block_early_stopping', 'EarlyStopping', 'AveragedWeights', 'LearningRateSchedule', 'ClipGradients',
-           'ProgressBar', 'LogFile', 'TensorBoardLog', 'WandbLog', 'StartFromData']
+           'progress_bar', 'ProgressBar', 'LogFile', 'TensorBoardLog', 'WandbLog', 'StartFromData']
 
 # %% ../nbs/06_callbacks.ipynb #e7696f3b
 import csv
@@ -16,14 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
 from .activations import eval_mode
 from .data import sample_rows
-from .validation import (check_choice, check_fraction, check_int, check_not_negative,
-                                  check_number, check_positive, require)
+from .validation import (as_path, check_choice, check_fraction, check_int,
+                                  check_not_negative, check_number, check_positive, make_folder,
+                                  require)
 
 # %% ../nbs/06_callbacks.ipynb #fbd06840
 EVENTS = ('before_fit', 'before_epoch', 'before_step', 'after_loss', 'after_backward', 'after_step',
@@ -305,6 +307,14 @@ def _engine_text(
     others = [f'{name} ({why[0]})' for name, why in reasons.items() if why]
     return f"step engines: {', '.join(used)}; not used: {', '.join(others) or 'none'}"
 
+def progress_bar(
+    hidden:bool=False,    # Whether to show nothing
+    **options:Any,        # Arguments of `tqdm.tqdm`, such as `total` and `desc`
+) -> Any:                 # `tqdm.tqdm`
+    "Make a progress bar. The environment variable `TQDM_DISABLE` hides it as well."
+    from tqdm.auto import tqdm  # imports ipywidgets in a notebook: only when it is needed
+    return tqdm(**options, **(dict(disable=True) if hidden else {}))
+
 # %% ../nbs/06_callbacks.ipynb #cbprog02
 class ProgressBar(Callback):
     """Shows a progress bar with the current losses (`verbose` 1), in addition prints the step
@@ -313,14 +323,13 @@ class ProgressBar(Callback):
                                        'val_recon_loss': 'recon'}
 
     def __init__(self, verbose:int=1):
-        if isinstance(verbose, bool): verbose = int(verbose)
+        if isinstance(verbose, (bool, np.bool_)): verbose = int(verbose)
         self.verbose = check_int('verbose', verbose, 0)
 
     def before_fit(self, trainer):
         if not self.verbose: return
-        from tqdm.auto import tqdm  # imports ipywidgets in a notebook: only when it is needed
-        self.bar = tqdm(total=trainer.num_epochs, initial=trainer.epoch, desc='training',
-                        unit='epoch')
+        self.bar = progress_bar(total=trainer.num_epochs, initial=trainer.epoch, desc='training',
+                                unit='epoch')
         if self.verbose > 1: self.bar.write(_engine_text(trainer.why_not()))
 
     def _text(self, trainer) -> str:
@@ -353,11 +362,11 @@ class LogFile(Callback):
         self,
         path:'str|Path',    # File ending in `.csv` or `.jsonl`; an existing file is replaced
     ):
-        self.path = Path(path)
+        self.path = as_path('path', path)
         check_choice("the path's ending", self.path.suffix, ('.csv', '.jsonl'))
 
     def before_fit(self, trainer):  # the history of a resumed run holds its earlier epochs
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder('path', self.path.parent)
         self.columns = [name for name, v in trainer.history.items() if isinstance(v, list)]
         self.file, self.written = open(self.path, 'w', encoding='utf-8', newline=''), 0
         self.csv = csv.writer(self.file, lineterminator='\n')
@@ -392,7 +401,7 @@ class TensorBoardLog(Callback):
         self,
         folder:'str|Path',    # Folder of this run
     ):
-        self.folder, self.writer = str(folder), None
+        self.folder, self.writer = str(as_path('folder', folder)), None
         self.tensorboard = require('torch.utils.tensorboard', 'tensorboard')
 
     def before_fit(self, trainer):  # drops what a killed run wrote after its last checkpoint

@@ -25,6 +25,7 @@ import torch
 from fastcore.script import anno_parser
 from torch import Tensor, nn
 
+from .activations import CODE_ACTIVATIONS
 from .callbacks import TrainingDiverged
 from .data import image_patches, sample_rows, train_val_split
 from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dictionary,
@@ -33,9 +34,12 @@ from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dict
 from .io import CHECKPOINT, atomic_write
 from .lab.explorer import FeatureExplorer
 from .losses import METRICS
-from .models import BaseSparseAutoencoder, SparseAutoencoder, TiedWeightSparseAutoencoder
+from .models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder,
+                              TiedWeightSparseAutoencoder)
+from .sparsity_control import REVIVERS
 from .training import train_sparse_autoencoder_with_early_stopping
-from .validation import as_tensor_rows, check_choice, warn_caller
+from .validation import (as_path, as_tensor_rows, check_choice, check_seed, make_folder,
+                                  warn_caller)
 
 # %% ../nbs/12_cli.ipynb #522a4e09
 def _label(name:str) -> str:
@@ -110,7 +114,7 @@ def report_html(
     arguments:dict[str, Any],  # Arguments of the run
 ) -> str:                      # Page without references to other files
     "Return the report of a run as one page; text from outside is escaped."
-    figures = [_html_figure(Path(folder)/name, caption)
+    figures = [_html_figure(as_path('folder', folder)/name, caption)
                for name, caption in _REPORT_FIGURES.items()]
     return _REPORT_PAGE.format(title=html.escape(title), metrics=_html_table(metrics),
                                figures='\n'.join(figures), arguments=_html_table(arguments))
@@ -125,12 +129,18 @@ def representative_samples(
     order = x.flatten(1).double().var(1, correction=0).argsort()[len(x)//2:]
     return x[sample_rows(order, n)]
 
+def _standard_json(value:Any) -> Any:
+    "Convert to what standard JSON has: NaN and infinity become None, paths become text."
+    if isinstance(value, dict): return {str(k): _standard_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [_standard_json(v) for v in value]
+    if isinstance(value, np.generic): value = value.item()
+    if isinstance(value, float): return value if math.isfinite(value) else None
+    return value if isinstance(value, (bool, int, str, type(None))) else str(value)
+
 def _write_json(path:Path, content:dict) -> None:
-    "Write standard JSON: NaN and infinity become null."
-    finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
-              for name, value in content.items()}
+    "Write standard JSON."
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(finite, indent=1, allow_nan=False) + '\n')
+        temporary.write_text(json.dumps(_standard_json(content), indent=1, allow_nan=False) + '\n')
 
 # %% ../nbs/12_cli.ipynb #folder03
 def write_run(
@@ -144,7 +154,7 @@ def write_run(
     image_shape:'Sequence[int]|None'=None,  # Shape of a sample, `(height, width[, 3])`, for images
 ) -> dict[str, str]:                 # Table of metrics
     "Write model, history, results, figures, report and explorer into `folder`."
-    folder, codes = Path(folder), results['latent_codes']
+    folder, codes = as_path('folder', folder), results['latent_codes']
     model.save_pretrained(folder)
     _write_json(folder/'history.json', {**history, 'arguments': arguments or {}})
     scalars = {name: value for name, value in results.items() if isinstance(value, float)}
@@ -177,15 +187,15 @@ def train_and_report(
 ) -> dict[str, str]:          # Table of metrics
     "Train and evaluate a model, write the run folder, print metrics and the paths of the pages."
     # Errors in these two should come before the training
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder = make_folder('folder', folder)
     if image_shape is not None: check_image_shape(image_shape, test_data[0].shape[0])
     history = train_sparse_autoencoder_with_early_stopping(model, train_data, val_data, **options)
     results = evaluate_sparse_autoencoder(model, test_data, device=options.get('device', 'cpu'))
     metrics = write_run(folder, model, history, results, test_data, title, arguments, image_shape)
     print(f'\n{title}')
     for name, value in metrics.items(): print(f'  {name:20} {value}')
-    print(f"\nLook at {Path(folder)/'report.html'} and {Path(folder)/'latents.html'}; "
-          f"the model is {Path(folder)/'model.safetensors'}")
+    print(f"\nLook at {folder/'report.html'} and {folder/'latents.html'}; "
+          f"the model is {folder/'model.safetensors'}")
     return metrics
 
 # %% ../nbs/12_cli.ipynb #f708de47
@@ -229,7 +239,7 @@ def sparse_ae_demo(
     "Learn the edges of natural images from two photographs, and write a report."
     arguments = dict(locals(), hidden_dims=(), decoder_norm='atom', sparsity_type='l1',
                      learning_rate=2e-3, batch_size=256, patience=5)
-    torch.manual_seed(seed)
+    torch.manual_seed(check_seed(seed))
     model = SparseAutoencoder(size*size, latent_dim, hidden_dims=(), decoder_norm='atom')
     val_data, test_data = (image_patches(5_000, size, 'val', seed + k) for k in (0, 1))
     train_and_report(out, model, image_patches(patches, size, 'train', seed), val_data, test_data,
@@ -315,12 +325,14 @@ def load_matrix(
     the columns. An index without a name, and numbers of the columns, are dropped with a warning.
 
     Raises `OSError` or `ValueError`."""
-    path = Path(path)
+    path = as_path('data', path)
     suffix = path.suffix.lower()
     if suffix not in ('.npy', '.npz', '.csv'):
         raise ValueError(f"data must be a .npy, .npz or .csv file, got {str(path)!r}")
     if not path.is_file():
         raise FileNotFoundError(f"data must be a file that exists, got {str(path)!r}")
+    if key and path.suffix != '.npz':
+        raise ValueError(f"key must be empty for a {path.suffix} file, got {key!r}")
     try:
         if suffix == '.npy': return np.load(path, mmap_mode='r', allow_pickle=False)
         if suffix == '.csv': return _read_csv(path)
@@ -342,9 +354,13 @@ def parse_hidden_dims(text:str) -> 'tuple[int, ...]|None':
 def parse_activation(text:str) -> 'str|dict':
     "Parse an activation: 'relu' for 'relu', {'name': 'topk', 'k': 8} for 'topk:8'."
     name, colon, k = text.partition(':')
-    try: return {'name': name, 'k': int(k)} if colon else name
+    check_choice('activation', name, CODE_ACTIVATIONS)
+    if name not in ('topk', 'batch_topk'):
+        if colon: raise ValueError(f"activation must be {name}, without a number, got {text!r}")
+        return name
+    try: return {'name': name, 'k': int(k)}
     except ValueError:
-        raise ValueError("activation must be a name, or such as topk:8 or batch_topk:8, "
+        raise ValueError(f"activation must be such as {name}:8, with a number of latents, "
                          f"got {text!r}") from None
 
 def parse_image_shape(text:str) -> 'tuple[int, ...]|None':
@@ -357,23 +373,27 @@ def parse_image_shape(text:str) -> 'tuple[int, ...]|None':
 # %% ../nbs/12_cli.ipynb #options2
 def _make_model(n_features:int, options:dict[str, Any]) -> BaseSparseAutoencoder:
     "Make the model that the options of `sparse_ae_train` describe."
-    torch.manual_seed(options['seed'])
+    torch.manual_seed(check_seed(options['seed']))
     cls = TiedWeightSparseAutoencoder if options['tied'] else SparseAutoencoder
     return cls(n_features, options['latent_dim'] or n_features, device=options['device'],
                hidden_dims=parse_hidden_dims(options['hidden_dims']),
                activation=parse_activation(options['activation']),
-               decoder_norm=_none_if(options['decoder_norm']), batch_norm=options['batch_norm'])
+               decoder_norm=_choice('decoder_norm', options, DECODER_NORMS),
+               batch_norm=options['batch_norm'])
 
-def _none_if(name:str) -> 'str|None':
-    "Return None for 'none', other names unchanged."
-    return None if name == 'none' else name
+def _choice(name:str, options:dict[str, Any], allowed:Iterable) -> 'str|None':
+    "Return an option that is one of the `allowed` values, with None for 'none'."
+    names = ['none' if value is None else value for value in allowed]
+    chosen = check_choice(name, options[name], names)
+    return None if chosen == 'none' else chosen
 
 def _training_options(options:dict[str, Any]) -> dict[str, Any]:
     "Return the arguments of the training function among the options of `sparse_ae_train`."
     unchanged = ('num_epochs', 'learning_rate', 'patience', 'sparsity_weight', 'target_sparsity',
                  'sparsity_type', 'lr_schedule', 'device', 'batch_size', 'normalize', 'seed',
                  'verbose', 'resume')
-    return dict({name: options[name] for name in unchanged}, revive=_none_if(options['revive']),
+    return dict({name: options[name] for name in unchanged},
+                revive=_choice('revive', options, ('auto', *REVIVERS, None)),
                 target_l0=options['target_l0'] or None,
                 checkpoint_dir=options['out'] if options['resume'] else None)
 
@@ -410,7 +430,7 @@ def sparse_ae_train(
 ):
     "Train a sparse autoencoder on a matrix, and write model, figures and a report."
     options = dict(locals())
-    if not resume and (Path(out)/CHECKPOINT).exists():
+    if not resume and (as_path('out', out)/CHECKPOINT).exists():
         raise ValueError(f"out must not hold a checkpoint of another run, got {out!r}; use "
                          "--resume to resume from it")
     matrix = load_matrix(data, key)

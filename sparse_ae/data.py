@@ -8,7 +8,6 @@ __all__ = ['CUTOFF', 'digits', 'whiten_image', 'image_patches', 'SparseSamples',
 
 # %% ../nbs/04_data.ipynb #f35e477b
 import itertools
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .validation import (as_tensor_rows, check_choice, check_fraction, check_int,
-                                  check_not_negative, check_number, check_positive, check_rows,
-                                  require, rows_remedy)
+from .validation import (as_tensor_rows, autocast_disabled, check_choice, check_fraction,
+                                  check_int, check_not_negative, check_number,
+                                  check_positive, check_rows, check_seed, first_parameter, require,
+                                  rows_remedy)
 
 # %% ../nbs/04_data.ipynb #847ee7e0
 def digits() -> Tensor:  # Shape `(1797, 64)`, single precision, in [0, 1]
@@ -33,7 +33,7 @@ def digits() -> Tensor:  # Shape `(1797, 64)`, single precision, in [0, 1]
     Raises `ImportError` without scikit-learn. Source: Alpaydin & Kaynak, UCI Optical Recognition
     of Handwritten Digits, as distributed with scikit-learn's `load_digits`."""
     images = require('sklearn.datasets', 'sklearn').load_digits().data
-    return torch.as_tensor(images / 16, dtype=torch.float32)
+    return torch.from_numpy(images / 16).float()
 
 # %% ../nbs/04_data.ipynb #5466230f
 CUTOFF = 0.4  # cycles per pixel, Olshausen & Field 1997
@@ -76,7 +76,7 @@ def image_patches(
     flattened patch per row.
 
     Raises `ValueError` for a `size` that does not fit, `ImportError` without scikit-learn."""
-    n, size, seed = check_int('n', n), check_int('size', size, 2), check_int('seed', seed, 0)
+    n, size, seed = check_int('n', n), check_int('size', size, 2), check_seed(seed)
     check_choice('split', split, ['train', 'val'])
     rng = np.random.default_rng([seed, split == 'val'])
     regions = [region for photo in _whitened_photographs() for region in _regions(photo, split)]
@@ -98,8 +98,8 @@ _GROUP_SIZE = 8   # features that share a Gaussian factor
 
 def _random_functions(seed:int) -> tuple[Callable, Callable]:
     "Return `torch.rand` and `torch.randn` in single precision, with a generator seeded by `seed`."
-    generator = torch.Generator().manual_seed(check_int('seed', seed, 0))
-    return tuple(partial(function, generator=generator, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    return tuple(partial(function, generator=generator, dtype=torch.float32, device='cpu')
                  for function in (torch.rand, torch.randn))
 
 class SparseSamples(NamedTuple):
@@ -118,6 +118,7 @@ class SparseDictionary:
     correlation:float       # Share of the variance that features of a group have in common
     noise:float             # Standard deviation of the noise in each dimension
 
+    @autocast_disabled()
     def sample(
         self,
         n:int,              # Number of samples
@@ -134,10 +135,11 @@ class SparseDictionary:
     def batches(
         self,
         batch_size:int=1024,    # Samples in a batch
-        seed:int=0,             # Random seed; equal seeds give equal batches
+        seed:int=0,             # Random seed below `2**31`; equal seeds give equal batches
     ) -> Iterator[Tensor]:      # Batches of shape `(batch_size, input_dim)`
         "Yield batches without end, for training with `steps_per_epoch`."
-        for number in itertools.count(): yield self.sample(batch_size, 2**32*seed + number + 1).x
+        first = 2**32 * check_seed(seed, bits=31) + 1
+        for number in itertools.count(first): yield self.sample(batch_size, number).x
 
 # %% ../nbs/04_data.ipynb #sdict002
 @patch
@@ -146,7 +148,7 @@ def _draw_active(self:SparseDictionary, n:int, uniform:Callable, normal:Callable
     is_child, n_features = self.parents >= 0, len(self.rates)
     given_parent = torch.where(is_child, self.rates / self.rates[self.parents], self.rates)
     if self.correlation:
-        groups = torch.arange(n_features) // _GROUP_SIZE
+        groups = torch.arange(n_features, device='cpu') // _GROUP_SIZE
         shared, own = normal(n, int(groups.max()) + 1)[:, groups], normal(n, n_features)
         level = self.correlation**0.5*shared + (1 - self.correlation)**0.5*own
         active = level > torch.special.ndtri(1 - given_parent.double()).float()
@@ -157,8 +159,8 @@ def _draw_active(self:SparseDictionary, n:int, uniform:Callable, normal:Callable
 def _firing_rates(n_features:int, l0:float, rates:str, parents:Tensor) -> Tensor:
     """Return rates that sum to `l0`. No rate exceeds one half, and no rate of a child exceeds half
     the rate of its parent."""
-    p = torch.ones(n_features).double()
-    if rates == 'zipf': p /= torch.arange(1, n_features + 1)
+    p = torch.ones(n_features, dtype=torch.float64, device='cpu')
+    if rates == 'zipf': p /= p.cumsum(0)
     is_child = parents >= 0
     for _ in range(200):
         p = (p * l0 / p.sum()).clamp(max=0.5)
@@ -186,7 +188,8 @@ def sparse_dictionary(
     correlation = check_number('correlation', correlation, **fraction)
     hierarchy = check_number('hierarchy', hierarchy, **fraction)
     _, normal = _random_functions(seed)
-    feature, n_parents = torch.arange(n_features), max(1, round(n_features * (1 - hierarchy)))
+    feature = torch.arange(n_features, device='cpu')
+    n_parents = max(1, round(n_features * (1 - hierarchy)))
     parents = torch.where(feature < n_parents, -1, feature % n_parents)
     p = _firing_rates(n_features, l0, rates, parents)
     if abs(p.sum() / l0 - 1) > 0.01:
@@ -229,7 +232,7 @@ def sample_rows(
     last = len(rows) - 1
     # Single precision where it counts exactly: checkpoints hold fingerprints of these rows
     dtype = torch.float32 if last < 2**24 else torch.float64
-    indices = torch.linspace(0, last, min(n, len(rows)), dtype=dtype).long()
+    indices = torch.linspace(0, last, min(n, len(rows)), dtype=dtype, device='cpu').long()
     return rows[indices.clamp_(max=last)]
 
 # %% ../nbs/04_data.ipynb #rows0005
@@ -256,7 +259,7 @@ class _DatasetRows(Rows):
         if not len(dataset):
             raise ValueError(f"{name} must not be empty, got a Dataset without samples")
         self.dataset, self.shape = dataset, (len(dataset),)
-        self.shape += tuple(self[torch.tensor([0])].shape[1:])
+        self.shape += tuple(self[torch.tensor([0], device='cpu')].shape[1:])
 
     def __getitem__(self, indices:'Tensor|slice') -> Tensor:
         "Read rows, together if the `Dataset` has `__getitems__`, as a `DataLoader` does."
@@ -383,8 +386,8 @@ def train_val_split(
     data, fraction = open_rows('data', data), check_fraction('val_fraction', val_fraction)
     if len(data) < 2:
         raise ValueError(f"data must have at least 2 rows to be split, got {len(data)}")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(
-        check_int('seed', seed, 0)))
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    order = torch.randperm(len(data), generator=generator, device='cpu')
     n_val = min(max(1, round(fraction * len(data))), len(data) - 1)
     return data[order[n_val:]], data[order[:n_val]]
 
@@ -406,7 +409,7 @@ class Batches:
         steps:'int|None'=None,  # Steps in an epoch; `None`: one pass
         buffer_rows:'int|None'=None,  # Rows in memory at a time, if not all are; `None`: 256 MB
     ):
-        parameter = next(model.parameters(), torch.empty(0))
+        parameter = first_parameter(model)
         self.name, self.dtype, self.device = name, parameter.dtype, parameter.device
         self.model = model   # its mode decides whether a batch of one row can be used
         self.batch_size, self.accumulate = (check_int('batch_size', batch_size),
@@ -418,7 +421,7 @@ class Batches:
         self.shape_source = (", as the data before" if width is None else
                              f", as the model's input_dim={width}")
         self.generator = (None if seed is None else
-                          torch.Generator().manual_seed(check_int('seed', seed, 0)))
+                          torch.Generator().manual_seed(check_seed(seed)))
         self.pass_generator = torch.Generator()          # seeded at the start of each pass
         self.pass_seed = self.current_pass = None        # of the pass in progress
         self.steps_done = self.steps_in_epoch = 0        # in this pass, in this epoch
@@ -493,6 +496,7 @@ def _check_batch_norm(self:Batches, step:list[Tensor]) -> None:
 
 # %% ../nbs/04_data.ipynb #85925053
 _BLOCKS = 16  # blocks in memory at a time
+_randperm = lambda n, generator: torch.randperm(n, generator=generator, device='cpu')
 
 @patch
 def _buffers(self:Batches, generator:torch.Generator) -> Iterator[tuple[Rows, 'Tensor|None']]:
@@ -503,16 +507,16 @@ def _buffers(self:Batches, generator:torch.Generator) -> Iterator[tuple[Rows, 'T
     elif n <= self.buffer_rows:
         in_slices = getattr(self.rows, 'in_slices', False)
         yield (TensorRows(self.rows[:]) if in_slices else self.rows,
-               torch.randperm(n, generator=generator))
+               _randperm(n, generator))
     else:
         size, blocks = self._block_counts()
-        offsets = torch.randperm(sum(blocks), generator=generator) * size
+        offsets = _randperm(sum(blocks), generator) * size
         for number, group in enumerate(offsets.split(blocks), 1):
             parts = [slice(offset, offset + size) for offset in group.tolist()]
             # The rows after the last block come last, so that all passes have equal buffers
             if number == len(blocks) and n % size: parts.append(slice(n - n % size, n))
             rows = torch.cat([self.rows[part] for part in parts])
-            yield TensorRows(rows), torch.randperm(len(rows), generator=generator)
+            yield TensorRows(rows), _randperm(len(rows), generator)
 
 # %% ../nbs/04_data.ipynb #blocks01
 @patch
@@ -582,7 +586,8 @@ def _steps_of_pass(self:Batches) -> Iterator[list[Tensor]]:
 @patch
 def _draw_seed(self:Batches) -> int:
     "Draw the number that determines the next pass."
-    return torch.randint(2**62, (), generator=self.generator).item() if self.shuffle else 0
+    return (torch.randint(2**62, (), generator=self.generator, device='cpu').item()
+            if self.shuffle else 0)
 
 @patch
 def __iter__(self:Batches) -> Iterator[Tensor]:

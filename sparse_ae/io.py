@@ -25,7 +25,8 @@ from .callbacks import Callback, StopTraining
 from .losses import PENALTIES
 from .models import (BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder, between_steps)
-from .validation import check_bool, check_choice, check_int, check_positive
+from .validation import (as_path, check_bool, check_choice, check_int, check_positive,
+                                  make_folder)
 
 # %% ../nbs/11_io.ipynb #2c7fa2a9
 @contextmanager
@@ -35,7 +36,7 @@ def atomic_write(
     """Provide a temporary path that replaces `path` on success.
 
     If the block fails, the temporary file is removed and `path` is unchanged."""
-    path = Path(path)
+    path = as_path('path', path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     temporary.touch()
     mode = temporary.stat().st_mode  # permissions by the umask; some writers set fewer
@@ -60,9 +61,7 @@ def save_pretrained(
     if type(self) not in MODEL_CLASSES.values():
         raise TypeError(f"model must be one of {', '.join(MODEL_CLASSES)} to be loaded again, "
                         f"got {type(self).__name__}")
-    self = between_steps(self)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    self, folder = between_steps(self), make_folder('folder', folder)
     config = dict(model_class=type(self).__name__, **self.config())
     config['dtype'] = str(self.dtype).removeprefix('torch.')
     state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
@@ -79,7 +78,7 @@ def _read_config(
     """Return class and arguments of the model in `folder`.
 
     Raises `FileNotFoundError` if `config.json` is missing, `ValueError` if it is damaged."""
-    path = Path(folder)/CONFIG
+    path = as_path('folder', folder)/CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}, as save_pretrained "
                                 f"writes them; no {CONFIG} in {folder}")
@@ -112,13 +111,13 @@ def from_pretrained(
     if not issubclass(saved_cls, cls):
         raise ValueError(f"folder must hold a {cls.__name__}, got a {saved_cls.__name__}; "
                          f"use {saved_cls.__name__}.from_pretrained")
-    config_path, weights = Path(folder)/CONFIG, Path(folder)/WEIGHTS
+    config_path, weights = (as_path('folder', folder)/name for name in (CONFIG, WEIGHTS))
     if not weights.is_file():
         raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}; "
                                 f"no {WEIGHTS} in {folder}")
     try:
         model = saved_cls(device=device, **config)
-        model.load_state_dict(load_file(weights, device=str(device)))
+        model.load_state_dict(load_file(weights, device=str(model.device)))
         with safe_open(weights, 'pt') as file:
             embedded_config = (file.metadata() or {}).get('config')
     except (SafetensorError, RuntimeError, TypeError) as e:
@@ -171,7 +170,7 @@ def read_state(
     "Return the state in a file. Raises `ValueError` for other files."
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(path, 'pt') as file:
+        with safe_open(as_path('path', path), 'pt') as file:
             header = (file.metadata() or {})['state']
             return _unpack(json.loads(header), {k: file.get_tensor(k) for k in file.keys()})
     except (SafetensorError, KeyError, ValueError) as e:
@@ -189,8 +188,9 @@ class Checkpoint(Callback):
         minutes:'float|None'=None,       # Minutes between checkpoints, also within an epoch
         resume:bool=False,               # Whether to resume from a checkpoint in `folder`
     ):
-        self.path = Path(folder)/CHECKPOINT
-        if Path(folder).exists() and not Path(folder).is_dir():
+        folder = as_path('checkpoint_dir', folder)
+        self.path = folder/CHECKPOINT
+        if folder.exists() and not folder.is_dir():
             raise ValueError(f"checkpoint_dir must be a folder, got the file {str(folder)!r}")
         self.epochs = None if epochs is None else check_int('checkpoint_epochs', epochs)
         self.minutes = None if minutes is None else check_positive('checkpoint_minutes', minutes)

@@ -14,7 +14,7 @@ __all__ = ['DECODER_NORMS', 'FAST_FORWARD', 'unit_norm', 'BatchNorm', 'check_hid
 import copy
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from itertools import pairwise
@@ -31,8 +31,9 @@ from .activations import (CODE_ACTIVATIONS, ENCODERS, CodeActivation, CodeEncode
                                    eval_mode, frozen_running_stats, precise)
 from .losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
 from .scaling import SCALINGS, Scaling, SinglePrecision
-from .validation import (as_tensor_rows, autocast_enabled, check_bool, check_choice,
-                                  check_device, check_int, check_positive, check_rows, from_config,
+from .validation import (as_tensor_rows, autocast_disabled, autocast_enabled, check_bool,
+                                  check_choice, check_device, check_int, check_positive,
+                                  check_returned, check_rows, from_config, require_gradients,
                                   warn_caller)
 
 # %% ../nbs/00_models.ipynb #45cfca27
@@ -62,7 +63,7 @@ def check_hidden_dims(
 ) -> tuple[int, ...]:                  # Widths of the hidden layers, from the input to the code
     "Return the hidden widths as a tuple. Raises `TypeError` or `ValueError` for other values."
     if hidden_dims is None: return ((input_dim + latent_dim) // 2,)
-    if isinstance(hidden_dims, (str, bytes)) or not isinstance(hidden_dims, Iterable):
+    if isinstance(hidden_dims, (str, bytes, Set, Mapping)) or not isinstance(hidden_dims, Iterable):
         raise TypeError("hidden_dims must be None or a tuple of whole numbers, "
                         f"got {hidden_dims!r}")
     return tuple(check_int(f'hidden_dims[{i}]', width) for i, width in enumerate(hidden_dims))
@@ -502,6 +503,11 @@ def has_encode_layers(
         _place(module, 'encode_layers') <= _place(module, 'encode'))
 
 # %% ../nbs/00_models.ipynb #models52
+def _check_encoded(encoded:Any) -> Encoded:
+    "Return the result of `encode_layers`. Raises `TypeError` unless it is an `Encoded`."
+    if isinstance(encoded, Encoded): return encoded
+    raise TypeError(f"model.encode_layers must return Encoded, got {type(encoded).__name__}")
+
 class AdaptedAutoencoder:
     "A user-defined module with the interface of the library's models; see the table above."
 
@@ -520,11 +526,9 @@ class AdaptedAutoencoder:
 
     def encode_layers(self, x:Tensor, keep_hidden:bool=True) -> Encoded:
         "Encode `x`. Raises `TypeError` unless the code is a floating-point tensor."
-        encoded = (self.module.encode_layers(x) if self.has_layers else
+        encoded = (_check_encoded(self.module.encode_layers(x)) if self.has_layers else
                    Encoded(self.module.encode(x)))
-        if not isinstance(encoded.z, Tensor):
-            raise TypeError(f"model.encode must return a tensor, got {type(encoded.z).__name__}")
-        if not encoded.z.is_floating_point():
+        if not check_returned('model.encode', encoded.z).is_floating_point():
             raise TypeError("model.encode must return floating-point numbers, "
                             f"got {encoded.z.dtype}")
         return encoded
@@ -602,15 +606,15 @@ def encode_batch(
     x:Tensor,            # Inputs, shape `(batch, ...)`
 ) -> Encoded:            # Code, pre-activation and hidden activations, as far as `model` has them
     "Encode `x`. Raises `TypeError` unless the code is a floating-point tensor."
-    return as_autoencoder(model).encode_layers(x)
+    return _check_encoded(as_autoencoder(model).encode_layers(x))
 
 def decode_batch(
     model:nn.Module,    # Module with `encode` and `decode`
     z:Any,              # Code of `x`
     x:Tensor,           # Inputs, shape `(batch, ...)`
 ) -> Tensor:            # Reconstruction, shape of `x`
-    "Decode `z`. Raises `ValueError` unless the result has the shape of `x`."
-    x_reconstructed = model.decode(z)
+    "Decode `z`. Raises `TypeError` or `ValueError` unless the result is a tensor of `x`'s shape."
+    x_reconstructed = check_returned('model.decode', model.decode(z))
     if x_reconstructed.shape != x.shape:  # broadcasting would hide the mistake
         raise ValueError(f"model.decode must return shape {tuple(x.shape)}, as its input has; "
                          f"got {tuple(x_reconstructed.shape)}")
@@ -642,8 +646,15 @@ def count_active(
 def trainable_parameters(
     model:nn.Module,    # Module with `encode` and `decode`
 ) -> list[Tensor]:
-    "Return the parameters that require a gradient. Raises `ValueError` if training cannot."
+    """Return the parameters that require a gradient.
+
+    Raises `ValueError` for a model that cannot be trained, `RuntimeError` within
+    `torch.inference_mode`."""
+    require_gradients()
     trainable = [p for p in check_autoencoder(model).parameters() if p.requires_grad]
+    if any(p.is_inference() for p in trainable):
+        raise ValueError("model must not be made within torch.inference_mode, got parameters that "
+                         "cannot have gradients; make it outside, or train a copy.deepcopy of it")
     if not trainable:
         raise ValueError("model must have parameters that require a gradient, "
                          f"{type(model).__name__} has none")
@@ -765,6 +776,7 @@ def master_precision(
         for t, dtype in half: t.grad, t.data = None, t.data.to(dtype)
 
 # %% ../nbs/00_models.ipynb #cc1ffa00
+@autocast_disabled()
 def geometric_median(
     x:Tensor,              # Rows, shape `(n, features)`
     tolerance:float=1e-6,  # Movement that ends the iteration, relative to the spread of the rows
@@ -792,6 +804,7 @@ def geometric_median(
 # %% ../nbs/00_models.ipynb #835331ea
 @patch
 @torch.no_grad()
+@autocast_disabled()
 def initialize(
     self:BaseSparseAutoencoder,
     x:Tensor,                  # Sample of the data, shape `(n, input_dim)`

@@ -9,8 +9,8 @@ __all__ = ['AUTOCAST_DTYPES', 'HISTORY_KEYS', 'OPTIMIZERS', 'TrainingOptions', '
 # %% ../nbs/14_options.ipynb #opt00003
 import copy
 import math
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -29,8 +29,9 @@ from .models import (as_autoencoder, between_steps, check_forward, encode_batch,
                               why_not_native)
 from .scaling import GlobalScaling, Scaling
 from .sparsity_control import SparsityTarget, SparsityWarmup, reviver
-from .validation import (check_bool, check_choice, check_device, check_int,
-                                  check_not_negative, check_positive, warn_caller)
+from .validation import (autocast_disabled, check_bool, check_choice, check_device,
+                                  check_int, check_not_negative, check_positive, check_seed,
+                                  warn_caller)
 
 # %% ../nbs/14_options.ipynb #options1
 @dataclass
@@ -87,6 +88,7 @@ def check(self:TrainingOptions) -> None:
     get_penalty(self.sparsity_type, self.target_sparsity)
     if isinstance(self.sparsity_type, Callback):  # the same object may serve several runs
         self.sparsity_type = copy.deepcopy(self.sparsity_type)
+    if self.seed is not None: self.seed = check_seed(self.seed)
     check_choice('autocast', self.autocast, AUTOCAST_DTYPES)
     check_choice('engine', self.engine, ('auto', 'plain'))
     check_bool('compile', self.compile)
@@ -153,7 +155,7 @@ def move_model(
 @patch
 def make_generator(self:TrainingOptions) -> torch.Generator:
     "Make the generator of the random numbers of callbacks and regularisers."
-    seed = torch.randint(2**62, ()).item() if self.seed is None else check_int('seed', self.seed, 0)
+    seed = torch.randint(2**62, (), device='cpu').item() if self.seed is None else self.seed
     return torch.Generator().manual_seed(seed)
 
 # %% ../nbs/14_options.ipynb #optrate1
@@ -258,10 +260,13 @@ def make_optimizer(
     except RuntimeError: return make(parameters, lr=learning_rate)
 
 @patch
-def autocast_context(self:TrainingOptions, device:torch.device) -> Any:
-    "Context in which matrix products have the dtype of `autocast`."
+@contextmanager
+def autocast_context(self:TrainingOptions, device:torch.device) -> Iterator[None]:
+    "Compute matrix products in the dtype of `autocast`, whatever autocast surrounds the block."
     dtype = AUTOCAST_DTYPES[self.autocast]
-    return torch.autocast(device.type, dtype) if dtype else nullcontext()
+    try:
+        with torch.autocast(device.type, dtype) if dtype else autocast_disabled(): yield
+    finally: torch.clear_autocast_cache()   # a surrounding autocast would keep the old weights
 
 # %% ../nbs/14_options.ipynb #optrates1
 def scale_learning_rates(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .activations import frozen_running_stats
 from .losses import get_penalty
 from .models import BaseSparseAutoencoder, Encoded, Layer, is_native, linear_stack
-from .validation import as_tensor_rows, check_int, check_not_negative
+from .validation import as_tensor_rows, check_int, check_not_negative, check_returned
 
 # %% ../nbs/08_regularizers.ipynb #regbase1
 class Regularizer:
@@ -86,7 +86,8 @@ def prefix_reconstructions(
             start = end
     else:
         indices = torch.arange(z.shape[-1], device=z.device)
-        for end in prefixes: yield model.decode(z * (indices < end))
+        for end in prefixes:
+            yield check_returned('model.decode', model.decode(z * (indices < end)))
 
 # %% ../nbs/08_regularizers.ipynb #nested02
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class NestedReconstruction(Regularizer):
     def __post_init__(self):
         super().__post_init__()
         if self.prefixes is None: return
+        if not isinstance(self.prefixes, Sequence):
+            raise TypeError(f"prefixes must be a tuple of whole numbers, got {self.prefixes!r}")
         sizes = tuple(check_int(f'prefixes[{i}]', m) for i, m in enumerate(self.prefixes))
         if not sizes or list(sizes) != sorted(set(sizes)):
             raise ValueError(f"prefixes must be rising, got {self.prefixes}")
@@ -160,6 +163,10 @@ def _no_gradient(name:str) -> ValueError:
     return ValueError(f"{name} must be differentiable, got a function whose output keeps no "
                       "gradient to its input (no_grad or detach inside it?)")
 
+def _returns_tensor(name:str, function:Callable) -> Callable[[Tensor], Tensor]:
+    "Return the function with a check of what it returns."
+    return lambda x: check_returned(name, function(x))
+
 def jacobians(
     f:Callable[[Tensor], Tensor],   # Function of a batch, such as `model.encode`
     x:Tensor,                       # Points of differentiation, shape `(batch, ...)`
@@ -169,7 +176,7 @@ def jacobians(
     Raises `ValueError` for an `f` that PyTorch cannot run on one sample at a time, such as batch
     normalisation in train mode."""
     def of_sample(sample):
-        y = f(sample[None])[0]
+        y = check_returned('the function', f(sample[None]))[0]
         if not y.requires_grad: raise _no_gradient('the function')
         return y
     per_sample = torch.func.vmap(torch.func.jacrev(of_sample), randomness='different')
@@ -228,6 +235,7 @@ def contractive_penalty(
     With `probes` an unbiased estimate, for which the batch passes through `encode` at once.
     Raises `TypeError` or `ValueError` for a bad `x` or `probes`, and for an `encode` without
     gradient. Source: Rifai et al., *Contractive auto-encoders*, ICML 2011; Hutchinson 1990."""
+    encode = _returns_tensor('encode', encode)
     if probes is None: return _mean_squared_norm(jacobians(encode, x))
     return _estimate_contraction(encode, _check_batch('x', x), check_int('probes', probes),
                                  generator)
@@ -276,6 +284,7 @@ def isometry_penalty(
     gradient. Source: Lee et al., *Regularized autoencoders for isometric representation learning*,
     ICLR 2022, where the factor `latent_dim` is absent."""
     _check_batch('z', z)
+    decode = _returns_tensor('decode', decode)
     if probes is not None:
         return _estimate_distortion(decode, z, check_int('probes', probes), generator)
     J = jacobians(decode, z)
@@ -297,7 +306,8 @@ def mix_codes(
     extent = check_not_negative('extent', extent)
     device = 'cpu' if generator is None else generator.device
     partner = torch.randperm(len(z), generator=generator, device=device).to(z.device)
-    position = torch.rand(len(z), *[1]*(z.ndim-1), generator=generator, device=device)
+    position = torch.rand(len(z), *[1]*(z.ndim-1), generator=generator, device=device,
+                          dtype=torch.float32)
     delta = ((1 + 2*extent)*position - extent).to(z)
     return z + delta * (z[partner] - z)
 

@@ -24,8 +24,9 @@ from .losses import p_norm_sparsity_loss
 from .models import (BaseSparseAutoencoder, Encoded, Layer, has_encode_layers,
                               linear_stack, unit_norm)
 from .regularizers import Regularizer
-from .validation import (check_choice, check_fraction, check_int, check_not_negative,
-                                  check_number, check_positive, warn_caller)
+from .validation import (autocast_disabled, check_choice, check_fraction, check_int,
+                                  check_not_negative, check_number, check_positive,
+                                  gradients_enabled, warn_caller)
 
 # %% ../nbs/07_sparsity_control.ipynb #07382290
 WARMUP_START = 1e-3  # factor of the weight at the beginning of the warm-up
@@ -245,7 +246,7 @@ def choose_inputs(
     "Sample inputs with probability proportional to the square of their squared error."
     error = error.double().cpu()
     count = min(count, int((error > 0).sum()))
-    if not count: return torch.empty(0, dtype=torch.long)
+    if not count: return torch.empty(0, dtype=torch.long, device='cpu')
     # The method of torch.multinomial, which takes at most 2**24 inputs
     exponential = torch.empty_like(error).exponential_(generator=generator)
     return (error.square() / exponential).topk(count).indices
@@ -266,7 +267,7 @@ def _line_search(
 ) -> tuple[Tensor, Tensor]:             # Unit directions `(n, width)`; step lengths `(n,)`
     "Return the step of the decoder's first layer that lowers the error of `x` most."
     first, rest = _split_decoder(model)
-    with torch.enable_grad():
+    with gradients_enabled():
         a = F.linear(z, first.weight, first.bias).detach().requires_grad_()
         x_reconstructed = rest(a)
         residual = (x - x_reconstructed).detach()
@@ -359,7 +360,7 @@ def reset_optimizer_state(
 ) -> None:
     """Set first moments of these latents to 0, and second moments (tensors without a negative
     entry) to the mean over the other latents."""
-    others = torch.ones(model.latent_dim, dtype=torch.bool)
+    others = torch.ones(model.latent_dim, dtype=torch.bool, device='cpu')
     others[latents.cpu()] = False
     for parameter, dim in _latent_parameters(model):
         for moment in optimizer.state.get(parameter, {}).values():
@@ -370,6 +371,7 @@ def reset_optimizer_state(
 
 # %% ../nbs/07_sparsity_control.ipynb #4813163f
 @torch.no_grad()
+@autocast_disabled()
 def resample(
     model:BaseSparseAutoencoder,  # Changed in place; in eval mode
     dead:Tensor,                  # Whether each latent is dead, booleans `(latent_dim,)`
@@ -438,7 +440,8 @@ class AuxiliaryLoss(DeadLatents, Regularizer):
         window:'int|None'=None,    # Samples; `None`: an epoch, at least 1,024, at most 65,536
     ):
         super().__init__(window)
-        self.weight, self.k = check_not_negative('weight', weight), k and check_int('k', k)
+        self.weight = check_not_negative('weight', weight)
+        self.k = None if k is None else check_int('k', k)
         self.dead_mask = None      # shape `(latent_dim,)`, from the latest window
 
     def before_fit(self, trainer):

@@ -19,13 +19,14 @@ from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .callbacks import Callback, StopTraining
+from .callbacks import Callback, StopTraining, progress_bar
 from .data import open_data
-from .eval_viz import evaluate_sparse_autoencoder, new_figure, save_figure
+from .eval_viz import (evaluate_sparse_autoencoder, new_figure, plain_text,
+                                save_figure)
 from .losses import METRICS
 from .options import TrainingOptions
 from .training import Losses, Meter, Trainer, fit
-from .validation import check_int, require
+from .validation import as_path, check_choice, check_seed, require
 
 # %% ../nbs/10_sweeps.ipynb #group001
 GROUP_ENGINES = {}   # Engines for groups by name, with `why_not(trainer)` and `key(trainer)`
@@ -176,9 +177,8 @@ class Run(NamedTuple):
 class _Bar(Callback):
     "One progress bar for all runs."
     def __init__(self, trainers:list[Trainer], verbose:int):
-        from tqdm.auto import tqdm
-        self.bar = tqdm(total=sum(t.num_epochs for t in trainers), desc=f'{len(trainers)} runs',
-                        unit='epoch', disable=not verbose)
+        self.bar = progress_bar(not verbose, total=sum(t.num_epochs for t in trainers),
+                                desc=f'{len(trainers)} runs', unit='epoch')
 
     def after_epoch(self, trainer): self.bar.update()
 
@@ -197,21 +197,33 @@ def grid_points(
         points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     elif not isinstance(grid, Iterable):
         raise TypeError(f"grid must be lists of values by name, or a list of points, got {grid!r}")
-    else: points = [dict(point) for point in grid]
+    else: points = list(grid)
+    for point in points:
+        if not isinstance(point, Mapping):
+            raise TypeError(f"grid must have a dict for each point, got {point!r}")
     if not points: raise ValueError("grid must have at least one point, got none")
-    return points
+    return [dict(point) for point in points]
 
 def _split(make_model:Callable, settings:dict) -> tuple[dict, dict]:
     "Split settings into those of the model and those of training."
-    model_takes = inspect.signature(make_model).parameters
+    signature = inspect.signature(make_model)
     training_takes = inspect.signature(TrainingOptions).parameters
-    unknown = [k for k in settings if k not in model_takes and k not in training_takes]
+    parameters = signature.parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for_training = {k: v for k, v in settings.items() if k in training_takes}
+    for_model = {k: v for k, v in settings.items()
+                 if k in named or takes_any and k not in training_takes}
+    unknown = [k for k in settings if k not in for_model and k not in for_training]
     if unknown:
-        own = ', '.join(model_takes) or 'none'
-        raise ValueError(f"grid must name arguments of make_model ({own}) or of training, "
-                         f"got {unknown[0]!r}")
-    return ({k: v for k, v in settings.items() if k in model_takes},
-            {k: v for k, v in settings.items() if k in training_takes})
+        raise ValueError("grid must name arguments of make_model "
+                         f"({', '.join(named) or 'none'}) or of training, got {unknown[0]!r}")
+    try: signature.bind(**for_model)
+    except TypeError as error:
+        raise TypeError("make_model must be callable with the settings of grid by their names "
+                        f"({', '.join(for_model) or 'none'}), got make_model{signature}: "
+                        f"{error}") from None
+    return for_model, for_training
 
 # %% ../nbs/10_sweeps.ipynb #5959d529
 class Sweep(list):
@@ -232,6 +244,8 @@ def sweep(
     **fixed:Any,                           # Arguments of training that all runs share
 ) -> Sweep:
     """Train a model for each point of the grid, together where possible.
+
+    A `make_model` with `**` gets the settings that training does not take.
 
     Each run equals `torch.manual_seed(seed); make_model()` and a training with the settings of its
     point, to rounding; `seed` is 0 unless given. With `checkpoint_dir` each run writes into a
@@ -266,8 +280,9 @@ def _make_trainers(make_model:Callable, train_data:Any, val_data:Any, points:lis
         for_model, for_training = _split(make_model, settings)
         options = {'seed': 0, 'verbose': 0, **fixed, **for_training}
         if fixed.get('checkpoint_dir') is not None and 'checkpoint_dir' not in for_training:
-            options['checkpoint_dir'] = Path(fixed['checkpoint_dir'])/str(number)
-        torch.manual_seed(check_int('seed', options['seed'], 0))
+            folder = as_path('checkpoint_dir', fixed['checkpoint_dir'])
+            options['checkpoint_dir'] = folder/str(number)
+        torch.manual_seed(check_seed(options['seed']))
         trainers.append(Trainer(make_model(**for_model), train_data, val_data, **options))
     if len({id(t.model) for t in trainers}) < len(trainers):
         raise ValueError("make_model must make a new model at each call, got one twice")
@@ -300,17 +315,19 @@ def plot_sweep(
     save_path:'str|Path|None'=None,    # Also write the figure here
 ) -> Figure:
     "Plot explained variance against L0, a point for each run."
+    if not isinstance(runs, Sweep):
+        raise TypeError(f"runs must come from sweep, got {type(runs).__name__}")
+    common = [name for name in runs[0].settings if all(name in run.settings for run in runs)]
+    check_choice('by', by, [None, *common])
     fig = new_figure(5.5, 3.6)
     ax = fig.subplots()
-    if by is not None and by not in runs[0].settings:
-        raise ValueError(f"by must be one of {', '.join(runs[0].settings)}, got {by!r}")
     values = list(dict.fromkeys(str(row[by]) if by else '' for row in runs.table))
     for value, style in zip(values, itertools.cycle('os^D')):
         rows = sorted((row for row in runs.table if not by or str(row[by]) == value),
                       key=lambda row: row['l0'])
         shade = str(0.6 * values.index(value) / max(1, len(values) - 1))
         ax.plot([row['l0'] for row in rows], [row['explained_variance'] for row in rows],
-                style, color=shade, ls='none', label=f'{by} {value}' if by else None)
+                style, color=shade, ls='none', label=plain_text(f'{by} {value}') if by else None)
     l0 = METRICS['l0']
     ax.set(xlabel=f'{l0.label}: {l0.unit}', ylabel='explained variance', xlim=(0, None))
     if by: ax.legend()

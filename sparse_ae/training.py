@@ -26,6 +26,7 @@ from .models import (TrainingLock, as_autoencoder, count_active, decode_batch,
                               encode_batch, in_training, master_precision,
                               trainable_parameters)
 from .options import TrainingOptions, make_optimizer, scale_learning_rates
+from .validation import autocast_disabled, gradients_enabled
 
 # %% ../nbs/02_training.ipynb #bdc18f58
 class Losses(NamedTuple):
@@ -244,14 +245,12 @@ def start(self:Trainer) -> None:
 @contextmanager
 def running(self:Trainer) -> Iterator[None]:
     "Prepare the model for the loop: scaled unit and single precision, both undone afterwards."
-    with ExitStack() as stack:
-        self.lock = stack.enter_context(in_training(self.model))
+    with (autocast_disabled(), gradients_enabled(), in_training(self.model) as self.lock,
+          torch.cuda.device_of(self.parameters[0]), ExitStack() as stack):
         if self.scaling: stack.enter_context(self.model.in_scaled_unit(self.scaling))
         stack.enter_context(master_precision(self.model))
         self.start()
         for p in self.parameters: p.grad = None   # left over from an earlier run
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.cuda.device_of(self.parameters[0]))
         stack.callback(self.model.eval)
         yield
 

@@ -78,7 +78,7 @@ MISTAKES = {
     'good.npy --image_shape 2x2': 'image_shape must have 6 entries',
     'good.npy --target_l0 99': 'target_l0 must be at most 6, the number of latents, got 99',
     'good.npy --revive always':
-        "revive must be 'auto', 'resample', 'auxiliary' or None, got 'always'",
+        "revive must be 'auto', 'resample', 'auxiliary' or 'none', got 'always'",
     'good.npy --latent_dim -3': 'latent_dim must be at least 1, got -3',
     'good.npy --device cuda:99': "device 'cuda:99' does not exist here",
     'nan.npy': 'has 1 of ', 'empty.npy': 'data must not be empty',

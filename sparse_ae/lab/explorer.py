@@ -26,14 +26,17 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..activations import eval_mode
+from ..callbacks import progress_bar
 from ..data import Rows, open_rows
-from ..eval_viz import check_image_shape, dictionary, mosaic, new_figure
+from ..eval_viz import (check_image_shape, finite_dictionary, mosaic, new_figure,
+                                plain_text)
 from ..io import atomic_write
 from .display import (BackgroundTask, WidgetWithPicture, array_png, figure_png,
                                    has_front_end, image_widget, stacked_png, tiles)
 from ..models import (between_steps, check_autoencoder, encode_batch, hold_steps,
                               reconstruct)
-from ..validation import check_choice, check_int
+from ..validation import (as_path, as_tensor, autocast_disabled, check_choice, check_int,
+                                  check_number, check_seed, first_parameter, make_folder)
 
 # %% ../../nbs/lab/03_explorer.ipynb #72949d43
 _BINS = 48   # of a histogram, two to an octave
@@ -48,13 +51,17 @@ class LatentStatistics:
     ):
         self.latent_dim, self.k = check_int('latent_dim', latent_dim), check_int('k', k)
         self.n, self.edges = 0, None
-        self.count, self.sum = torch.zeros(2, latent_dim, dtype=torch.float64)
-        self.top_values = torch.zeros(latent_dim, k)
-        self.top_samples = torch.full((latent_dim, k), -1)
-        self.histogram = torch.zeros(latent_dim, _BINS, dtype=torch.long)
-        self.example = torch.full((latent_dim, _BINS), -1)
-        self.generator = torch.Generator().manual_seed(check_int('seed', seed, 0))
+        self.generator = torch.Generator().manual_seed(check_seed(seed))
+        with torch.inference_mode(False): self._make_tensors()   # another thread updates them
         self.lock = threading.RLock()  # acquired by `add`, and by readers in other threads
+
+    def _make_tensors(self) -> None:
+        latent_dim, k, where = self.latent_dim, self.k, dict(device='cpu')
+        self.count, self.sum = torch.zeros(2, latent_dim, dtype=torch.float64, **where)
+        self.top_values = torch.zeros(latent_dim, k, dtype=torch.float32, **where)
+        self.top_samples = torch.full((latent_dim, k), -1, **where)
+        self.histogram = torch.zeros(latent_dim, _BINS, dtype=torch.long, **where)
+        self.example = torch.full((latent_dim, _BINS), -1, **where)
 
     @property
     def density(self) -> Tensor:  # Shape `(latent_dim,)`
@@ -85,7 +92,8 @@ def add(
         self.n += len(z)
         if not len(values): return
         if self.edges is None:  # the last bin is at eight times the maximum of this block
-            self.edges = largest.max().item() * 2.**(3 - torch.arange(_BINS, -1, -1)/2)
+            octaves = torch.arange(_BINS, -1, -1, dtype=torch.float32, device='cpu') / 2
+            self.edges = largest.max().item() * 2.**(3 - octaves)
         self.count += torch.bincount(latent, minlength=self.latent_dim)
         self.sum += torch.bincount(latent, values.double(), minlength=self.latent_dim)
         self._update_top(z, largest, samples)
@@ -109,11 +117,12 @@ def _update_histogram(self:LatentStatistics, values:Tensor, latent:Tensor, sampl
     flat_bins = torch.bucketize(values, self.edges[1:-1]) + _BINS*latent
     added = torch.bincount(flat_bins, minlength=self.histogram.numel())
     self.histogram += added.view_as(self.histogram)
-    order = torch.randperm(len(flat_bins), generator=self.generator)
-    drawn = torch.full((self.histogram.numel(),), -1)
+    order = torch.randperm(len(flat_bins), generator=self.generator, device='cpu')
+    drawn = torch.full((self.histogram.numel(),), -1, device='cpu')
     drawn.scatter_(0, flat_bins[order], samples[order])
-    probability = added / self.histogram.flatten().clamp(min=1)
-    replace = torch.rand(len(probability), generator=self.generator) < probability
+    probability = added.float() / self.histogram.flatten().clamp(min=1)
+    uniform = torch.rand(len(added), generator=self.generator, dtype=torch.float32, device='cpu')
+    replace = uniform < probability
     self.example = torch.where(replace.view_as(self.example), drawn.view_as(self.example),
                                self.example)
 
@@ -128,7 +137,7 @@ def quantiles(
     counts = self.histogram[latent]
     if not counts.any(): return []
     cumulative = counts.cumsum(0)
-    bins = torch.searchsorted(cumulative, torch.tensor(q).double()*cumulative[-1])
+    bins = torch.searchsorted(cumulative, as_tensor('q', q)*cumulative[-1].double())
     bins = [int(b) if counts[b] else int((cumulative > cumulative[b]).nonzero()[0])
             for b in bins.clamp(max=int(counts.nonzero()[-1]))]
     centres = (self.edges[1:]*self.edges[:-1]).sqrt()
@@ -141,7 +150,7 @@ def _gather_rows(
     like:Tensor,     # Tensor with the dtype and device of the result
 ) -> Tensor:         # Shape `(n, ...)`
     "Return the rows at these indices."
-    return rows[torch.as_tensor(indices, dtype=torch.long)].detach().to(like)
+    return rows[as_tensor('indices', indices).long()].detach().to(like)
 
 def _infer_latent_dim(
     model:nn.Module,             # Any module with `encode` and `decode`
@@ -169,7 +178,7 @@ def latent_statistics(
 ) -> LatentStatistics:
     "Collect the statistics of all latents in one pass over the data."
     model = between_steps(check_autoencoder(model))
-    like = next(model.parameters(), torch.empty(0))
+    like = first_parameter(model)
     data = open_rows('data', data)
     latent_dim = _infer_latent_dim(model, data, like)
     if stats is None: stats = LatentStatistics(latent_dim, k)
@@ -178,7 +187,7 @@ def latent_statistics(
         stop = min(start + block, len(data))
         with eval_mode(model, no_grad=True):
             z = model.encode(data[start:stop].detach().to(like))
-        stats.add(z, torch.arange(start, stop))
+        stats.add(z, torch.arange(start, stop, device='cpu'))
         if on_block(stats.n) is False: break
     return stats
 
@@ -187,9 +196,14 @@ def unit_atoms(
     model:nn.Module,           # Any module with `encode` and `decode`
     codes:'Tensor|None'=None,  # Codes of some data, for a model without `latent_dim`
 ) -> Tensor:                   # Shape `(latent_dim, input_dim)`, single precision
-    "Return the atoms divided by their norms; zero atoms stay zero."
-    atoms = dictionary(model, codes).flatten(1).float().cpu()
+    "Return the atoms divided by their norms; zero atoms stay zero. They must be finite."
+    atoms = finite_dictionary(model, codes)
     return atoms / torch.linalg.vector_norm(atoms, dim=1, keepdim=True).clamp(min=1e-30)
+
+@autocast_disabled()
+def _cosines(atoms:Tensor, latent:int) -> Tensor:
+    "Cosines of unit atoms with one of them, shape `(latent_dim,)`."
+    return atoms @ atoms[latent]
 
 def nearest_latents(
     atoms:Tensor,    # Unit atoms, shape `(latent_dim, input_dim)`
@@ -197,7 +211,7 @@ def nearest_latents(
     n:int=8,         # Maximum number of neighbours
 ) -> tuple[Tensor, Tensor]:  # Indices and cosines, descending, without the latent itself
     "Return the latents with the most similar atoms."
-    cosine = atoms @ atoms[latent]
+    cosine = _cosines(atoms, latent)
     cosine[latent] = -torch.inf
     values, indices = cosine.topk(min(n, len(atoms) - 1))
     return indices, values
@@ -227,7 +241,7 @@ class FeatureExplorer(WidgetWithPicture, BackgroundTask):
         self.image_shape = (None if image_shape is None else
                             tuple(check_image_shape(image_shape, features)))
         self.feature_names = _check_feature_names(feature_names, features)
-        self.like = next(self.model.parameters(), torch.empty(0))
+        self.like = first_parameter(self.model)
         self.latent_dim = _infer_latent_dim(self.model, self.data, self.like)
         self.page = min(check_int('page', page), self.latent_dim)
         self.stats = LatentStatistics(self.latent_dim, k)
@@ -236,6 +250,7 @@ class FeatureExplorer(WidgetWithPicture, BackgroundTask):
 
 def _check_feature_names(names:'Sequence[str]|None', features:int) -> 'list[str]|None':
     if names is None: return None
+    if isinstance(names, str): raise TypeError(f"feature_names must be a list, got {names!r}")
     if len(names := list(map(str, names))) == features: return names
     raise ValueError(f"feature_names must have {features} names, one a column of data, "
                      f"got {len(names)}")
@@ -244,6 +259,10 @@ def _check_feature_names(names:'Sequence[str]|None', features:int) -> 'list[str]
 @patch
 def _set_tokens(self:FeatureExplorer, tokens:Sequence[Sequence[str]]) -> None:
     "Check the tokens, and flatten the data to one row per token."
+    for sequence in tokens:
+        if isinstance(sequence, str):
+            raise TypeError("tokens must be lists of strings, one list for each sequence, got the "
+                            f"string {sequence!r}")
     tokens = [list(sequence) for sequence in tokens]
     for token in itertools.chain(*tokens):
         if not isinstance(token, str):
@@ -273,9 +292,8 @@ def token(self:FeatureExplorer, sample:int) -> str:
 @patch
 def run_task(self:FeatureExplorer) -> None:
     "Collect the statistics, in the background thread."
-    from tqdm.auto import tqdm
     n = len(self.data)
-    with tqdm(total=n, desc='statistics', delay=2, disable=has_front_end()) as bar:
+    with progress_bar(has_front_end(), total=n, desc='statistics', delay=2) as bar:
         def on_block(done):
             bar.update(done - bar.n)
             if self.panel: self.panel.progress.value = done
@@ -309,9 +327,9 @@ class LatentView(NamedTuple):
 @patch
 def _check_latent(self:FeatureExplorer, latent:int) -> int:
     "Return `latent` if it is an index of a latent."
-    if check_int('latent', latent, 0) >= self.latent_dim:
-        raise ValueError(f"latent must be below {self.latent_dim}, got {latent}")
-    return latent
+    latent = check_int('latent', latent, 0)
+    if latent < self.latent_dim: return latent
+    raise ValueError(f"latent must be below {self.latent_dim}, got {latent}")
 
 @patch
 def _activations(self:FeatureExplorer, samples:Sequence[int], latent:int) -> list:
@@ -377,8 +395,8 @@ def _sort_key(self:FeatureExplorer, by:str, latent:int) -> Tensor:
     if by == 'most active': return -stats.mean
     if by == 'densest': return -stats.density
     if by == 'rarest': return stats.density.masked_fill(stats.density == 0, torch.inf)
-    if by == 'similar': return -(self.atoms() @ self.atoms()[latent])
-    return torch.arange(self.latent_dim)
+    if by == 'similar': return -_cosines(self.atoms(), latent)
+    return torch.arange(self.latent_dim, device='cpu')
 
 @patch
 def order(
@@ -391,8 +409,8 @@ def order(
     key = self._sort_key(check_choice('by', by, ORDERS), self._check_latent(latent))
     order = key.argsort(stable=True)
     if not search: return order
-    return torch.tensor([j for j in order.tolist() if search.lower() in self.label(j).lower()],
-                        dtype=torch.long)
+    matches = [str(search).lower() in self.label(j).lower() for j in order.tolist()]
+    return order[as_tensor('matches', matches).bool()]
 
 # %% ../../nbs/lab/03_explorer.ipynb #cb36a195
 @patch
@@ -410,7 +428,7 @@ def atom_pictures(
     latents:Sequence[int],    # Indices of latents
 ) -> np.ndarray:              # Shape `(n, height, width[, 3])`, in [0, 1]
     "Draw atoms as small pictures."
-    atoms = self.atoms()[torch.as_tensor(latents, dtype=torch.long)].numpy()
+    atoms = self.atoms()[as_tensor('latents', latents).long()].numpy()
     return tiles(atoms, self.image_shape, signed=True)
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0010
@@ -475,9 +493,9 @@ def _draw_atom(self:FeatureExplorer, ax:Any, latent:int) -> None:
     else:
         strongest = np.argsort(-abs(atom), kind='stable')[:8][::-1]
         ax.barh(range(len(strongest)), atom[strongest], color='0.5')
-        names = [self.feature_names[i].replace('$', r'\$') for i in strongest]  # no formulas
-        ax.set_yticks(range(len(names)), [n if len(n) < 18 else f'{n[:16]}…' for n in names],
-                      fontsize=7)
+        names = [self.feature_names[i] for i in strongest]
+        names = [plain_text(n if len(n) < 18 else f'{n[:16]}…') for n in names]
+        ax.set_yticks(range(len(names)), names, fontsize=7)
         ax.axvline(0, color='k', lw=0.8)
 
 # %% ../../nbs/lab/03_explorer.ipynb #c21e748b
@@ -516,6 +534,7 @@ def steer(
 ) -> Steered:
     "Reconstruct a sample with the activation of a latent scaled."
     latent, sample = self._check_latent(latent), check_int('sample', sample, 0)
+    scale = check_number('scale', scale, 'of any size', math.isfinite)
     if sample >= len(self.data):
         raise ValueError(f"sample must be below {len(self.data)}, got {sample}")
     x = _gather_rows(self.data, [sample], self.like)
@@ -694,9 +713,9 @@ def show_latent(
     self:FeatureExplorer,
     latent:int,         # Index of the latent
 ) -> None:
-    "Select a latent."
+    "Select a latent. Raises `ValueError` for one that does not exist."
     self.widget   # creates the panel
-    self.panel.latent.value = latent
+    self.panel.latent.value = self._check_latent(latent)
 
 @patch
 def _on_search(self:FeatureExplorer, change:dict) -> None:
@@ -862,16 +881,17 @@ def export_html(
     k:int=8,                                # Maximum number of most activating samples per latent
 ) -> Path:                                  # `path`
     "Write the explorer as one self-contained HTML file. Raises `ValueError` for a folder."
-    if Path(path).is_dir(): raise ValueError(f"path must be a file's, got the folder {str(path)!r}")
+    path = as_path('path', path)
+    if path.is_dir(): raise ValueError(f"path must be a file's, got the folder {str(path)!r}")
     self.wait()
     order = self.order('most active')[:check_int('latents', latents)]
     data, atoms, samples = self._page_data(order.tolist(), check_int('k', k))
     text = json.dumps(data, separators=(',', ':'), allow_nan=False).replace('<', r'\u003c')
     encode = lambda sheet: base64.b64encode(array_png(sheet)).decode()
     page = _PAGE_TEMPLATE.format(
-        title=html.escape(title), orders=''.join(f'<option>{name}' for name in ORDERS),
+        title=html.escape(str(title)), orders=''.join(f'<option>{name}' for name in ORDERS),
         style=_page_file('explorer_page.css'), script=_page_file('explorer_page.js'),
         data=text, atoms=encode(atoms), samples=encode(samples))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder('path', path.parent)
     with atomic_write(path) as temporary: temporary.write_text(page, encoding='utf-8')
-    return Path(path)
+    return path

@@ -16,14 +16,14 @@ import torch
 from matplotlib.figure import Figure
 _all_ = ['TrainingDashboard', 'FeatureExplorer', 'figure_controls', 'figure_png', 'interact_figure']
 
-from ..eval_viz import new_figure, plot_dictionary
+from ..eval_viz import new_figure, plain_text, plot_dictionary
 from .dashboard import TrainingDashboard
 from .display import (WidgetWithPicture, figure_controls, figure_png, image_widget,
                                    interact_figure, stacked_png)
 from .explorer import FeatureExplorer
 from ..losses import METRICS, PENALTIES, get_penalty
 from ..sweeps import Sweep
-from ..validation import check_choice
+from ..validation import as_tensor, check_choice, check_number
 
 # %% ../../nbs/lab/01_widgets.ipynb #577a2719
 def _value_and_slope(
@@ -32,21 +32,25 @@ def _value_and_slope(
     target:float,       # Target rate, for a penalty that has one
 ) -> tuple[torch.Tensor, torch.Tensor]:  # Shapes `(n,)` and `(n, latent_dim)`
     "Compute the penalty of each code and its gradient."
-    z, loss = z.clone().requires_grad_(), get_penalty(penalty, target)
-    values = torch.stack([loss(row[None]) for row in z])
-    if not values.requires_grad: return values, torch.zeros_like(z)
-    gradient, = torch.autograd.grad(values.sum(), z)
+    loss = get_penalty(penalty, target)
+    with torch.inference_mode(False), torch.enable_grad():
+        z = z.clone().requires_grad_()
+        values = torch.stack([loss(row[None]) for row in z])
+        if not values.requires_grad: return values, torch.zeros_like(z)
+        gradient, = torch.autograd.grad(values.sum(), z)
     return values.detach(), gradient
 
 # %% ../../nbs/lab/01_widgets.ipynb #widg0002
+_DOUBLE = dict(dtype=torch.float64, device='cpu')
+
 def _lowest_activation(penalty:str, positive:float) -> float:
     "Lower end of the plotted range: a small positive value for KL, which counts negatives as 0."
     return positive if get_penalty(penalty).has_target else -1.
 
 def _plot_slope(ax:Any, penalty:str, target:float, code:list) -> None:
     "Penalty and slope along the first latent, the others fixed."
-    line = torch.linspace(_lowest_activation(penalty, 0.01), 1, 141, dtype=torch.float64)
-    codes = torch.tensor(code, dtype=torch.float64).repeat(len(line), 1)
+    line = torch.linspace(_lowest_activation(penalty, 0.01), 1, 141, **_DOUBLE)
+    codes = torch.tensor(code, **_DOUBLE).repeat(len(line), 1)
     codes[:, 0] = line
     values, gradient = _value_and_slope(codes, penalty, target)
     ax.plot(line, values, 'k', label='$S$')
@@ -59,7 +63,7 @@ def _plot_slope(ax:Any, penalty:str, target:float, code:list) -> None:
 # %% ../../nbs/lab/01_widgets.ipynb #widg0003
 def _plot_levels(ax:Any, penalty:str, target:float, code:list) -> None:
     "Level sets over the first two latents, the others at zero."
-    axis = torch.linspace(_lowest_activation(penalty, 0.005), 1, 61, dtype=torch.float64)
+    axis = torch.linspace(_lowest_activation(penalty, 0.005), 1, 61, **_DOUBLE)
     values, _ = _value_and_slope(torch.cartesian_prod(axis, axis), penalty, target)
     levels = np.unique(np.quantile(values, np.linspace(0.03, 0.97, 11)))  # KL has a steep edge
     if len(levels) > 1:
@@ -70,7 +74,7 @@ def _plot_levels(ax:Any, penalty:str, target:float, code:list) -> None:
 
 def _plot_step(ax:Any, penalty:str, target:float, code:list) -> None:
     "The code, and the direction of steepest descent."
-    value, slope = _value_and_slope(torch.tensor([code], dtype=torch.float64), penalty, target)
+    value, slope = _value_and_slope(torch.tensor([code], **_DOUBLE), penalty, target)
     step = -slope[0] / slope.abs().max().clamp(min=1e-12)
     ax.bar([f'$z_{k}$' for k in range(1, len(code) + 1)], code, color='0.7')
     ax.quiver(range(len(code)), code, [0]*len(code), 0.3*step, angles='xy', scale_units='xy',
@@ -102,7 +106,10 @@ class LossPlayground(WidgetWithPicture):
     ):
         import ipywidgets as w
         check_choice('penalty', penalty, PENALTIES)
+        code = [check_number('code', z, 'from -1 to 1', lambda v: -1 <= v <= 1)
+                for z in as_tensor('code', code).flatten().tolist()]
         if len(code) < 2: raise ValueError(f"code must have at least 2 latents, got {len(code)}")
+        target = check_number('target', target, 'from 0.01 to 0.9', lambda v: 0.01 <= v <= 0.9)
         self.penalty = w.Dropdown(options=list(PENALTIES), value=penalty, description='penalty')
         self.target = w.FloatSlider(target, min=0.01, max=0.9, step=0.01, description='target ρ')
         self.code = [w.FloatSlider(z, min=-1, max=1, step=0.01, description=f'z{chr(0x2080 + k)}')
@@ -144,7 +151,7 @@ def _run_styles(runs:dict[str, dict]) -> list[tuple[str, dict, dict]]:
     styles = []
     for k, name in enumerate(runs):
         color = str(0.65 * k / max(1, len(runs) - 1))
-        label = ' ' + name.replace('$', r'\$')  # no formula, and not hidden from the legend
+        label = ' ' + plain_text(name)   # a leading underscore would hide it from the legend
         styles.append((label, dict(color=color, ls=['-', '--', ':', '-.'][k % 4]),
                        dict(color=color, ls='', marker='o^sDv'[k % 5])))
     return styles
@@ -220,10 +227,13 @@ _REQUIRED = {'history': ('val_recon_loss', 'val_l0', 'epochs_trained'),
              'results': ('explained_variance', 'l0'), 'model': ()}
 
 def _check_run(name:str, run:dict) -> None:
-    "Raise `ValueError` if a part of a run is missing."
+    "Raise `TypeError` or `ValueError` if a part of a run is missing."
     for part, keys in _REQUIRED.items():
         if part not in run: raise ValueError("runs must have history, results and model each, "
                                              f"{name!r} has no {part}")
+        if keys and not isinstance(run[part], Mapping):
+            raise TypeError(f"{part} of runs must be a dict, that of {name!r} is a "
+                            f"{type(run[part]).__name__}")
         for key in keys:
             if key not in run[part]:
                 raise ValueError(f"{part} of runs must have {key}, that of {name!r} has not")
