@@ -445,7 +445,8 @@ class StartFromData(Callback):
     def __init__(
         self,
         l0:'float|None'=None,    # Active latents per sample, passed to `initialize`
-    ): self.l0 = l0
+        directions:str='random',    # Atoms, passed to `initialize`
+    ): self.l0, self.directions = l0, directions
 
     def check(self, trainer):
         if getattr(trainer.model, 'depth', 2) > 1 or not hasattr(trainer.model, 'initialize'):
@@ -465,4 +466,5 @@ class StartFromData(Callback):
         else:
             x = sample_rows(rows, 4096).to(trainer.train.device, trainer.train.dtype)
             if trainer.scaling is not None: x = trainer.scaling(x)
-        with eval_mode(trainer.model, no_grad=True): trainer.model.initialize(x.flatten(1), self.l0)
+        with eval_mode(trainer.model, no_grad=True):
+            trainer.model.initialize(x.flatten(1), self.l0, self.directions)

@@ -36,6 +36,8 @@ from .lab.explorer import FeatureExplorer
 from .losses import METRICS
 from .models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder)
+from .presets import PRESETS, Preset
+from .scaling import SCALINGS
 from .sparsity_control import REVIVERS
 from .training import train_sparse_autoencoder_with_early_stopping
 from .validation import (as_path, as_tensor_rows, check_choice, check_seed, make_folder,
@@ -371,31 +373,92 @@ def parse_image_shape(text:str) -> 'tuple[int, ...]|None':
         raise ValueError(f"image_shape must be such as 8x8 or 32x32x3, got {text!r}") from None
 
 # %% ../nbs/12_cli.ipynb #options2
-def _make_model(n_features:int, options:dict[str, Any]) -> BaseSparseAutoencoder:
-    "Make the model that the options of `sparse_ae_train` describe."
-    torch.manual_seed(check_seed(options['seed']))
-    cls = TiedWeightSparseAutoencoder if options['tied'] else SparseAutoencoder
-    return cls(n_features, options['latent_dim'] or n_features, device=options['device'],
-               hidden_dims=parse_hidden_dims(options['hidden_dims']),
-               activation=parse_activation(options['activation']),
-               decoder_norm=_choice('decoder_norm', options, DECODER_NORMS),
-               batch_norm=options['batch_norm'])
+_CLASSIC = dict(   # options of `--preset none` that are not given
+    hidden_dims='half', activation='relu', decoder_norm='row', sparsity_type='kl',
+    sparsity_weight=0.1, target_sparsity=0.05, revive='auto', batch_norm=False, num_epochs=100,
+    learning_rate=1e-3, lr_schedule='constant', patience=10, batch_size=256)
 
-def _choice(name:str, options:dict[str, Any], allowed:Iterable) -> 'str|None':
+def _choose_preset(preset:str, given:dict[str, Any]) -> str:
+    "Return the preset: by default 'topk', or 'none' where an option says what it would decide."
+    if preset: return check_choice('preset', preset, (*PRESETS, 'none'))
+    decided = {'hidden_dims', 'activation', 'sparsity_type', 'sparsity_weight', 'target_sparsity',
+               'target_l0', 'batch_norm', 'revive'}
+    return 'none' if decided & given.keys() else 'topk'
+
+def _choice(name:str, value:str, allowed:Iterable) -> 'str|None':
     "Return an option that is one of the `allowed` values, with None for 'none'."
     names = ['none' if value is None else value for value in allowed]
-    chosen = check_choice(name, options[name], names)
+    chosen = check_choice(name, value, names)
     return None if chosen == 'none' else chosen
 
-def _training_options(options:dict[str, Any]) -> dict[str, Any]:
-    "Return the arguments of the training function among the options of `sparse_ae_train`."
-    unchanged = ('num_epochs', 'learning_rate', 'patience', 'sparsity_weight', 'target_sparsity',
-                 'sparsity_type', 'lr_schedule', 'device', 'batch_size', 'normalize', 'seed',
-                 'verbose', 'resume')
-    return dict({name: options[name] for name in unchanged},
-                revive=_choice('revive', options, ('auto', *REVIVERS, None)),
-                target_l0=options['target_l0'] or None,
-                checkpoint_dir=options['out'] if options['resume'] else None)
+def _parsed(given:dict[str, Any]) -> dict[str, Any]:
+    "Return options of the model and of training as arguments of the library."
+    parse = dict(hidden_dims=parse_hidden_dims, activation=parse_activation,
+                 decoder_norm=lambda v: _choice('decoder_norm', v, DECODER_NORMS),
+                 revive=lambda v: _choice('revive', v, ('auto', *REVIVERS, None)))
+    return {name: parse[name](v) if name in parse else v for name, v in given.items()}
+
+# %% ../nbs/12_cli.ipynb #options4
+def _make_run(
+    n_features:int,          # Number of columns
+    n_rows:int,              # Number of training rows
+    preset:str,              # Name in `PRESETS`, or `'none'`
+    l0:float,                # Active latents per sample; 0: a quarter of the columns
+    tied:bool,               # Whether the weights are tied
+    given:dict[str, Any],    # Options that were given, as arguments of the library
+) -> Preset:                 # Model and arguments of training
+    "Make the model that the options of `sparse_ae_train` describe, and the arguments of training."
+    cls = TiedWeightSparseAutoencoder if tied else SparseAutoencoder
+    if preset == 'none':
+        options = {**_parsed(_CLASSIC), **given}
+        if l0: options['target_l0'] = l0
+        model_takes = inspect.signature(cls).parameters
+        for_model = {k: v for k, v in options.items() if k in model_takes}
+        return Preset(cls(n_features, **{'latent_dim': n_features, **for_model}),
+                      {k: v for k, v in options.items() if k not in model_takes or k == 'device'})
+    latent_dim = given.pop('latent_dim', 2*n_features)
+    if preset != 'ng': given['l0'] = l0 or min(latent_dim, max(1, round(n_features / 4)))
+    if preset != 'classic': given.setdefault('initialize', 'principal')
+    # about 1,000 steps, however few the rows, and a look at the validation data every 25
+    steps = max(25, n_rows // 512)
+    return cls.from_preset(preset, n_features, latent_dim,
+                           **{'num_epochs': 40, 'steps_per_epoch': steps, **given})
+
+# %% ../nbs/12_cli.ipynb #command1
+_OVERRIDES = ('latent_dim', 'hidden_dims', 'activation', 'decoder_norm', 'sparsity_type',
+              'sparsity_weight', 'target_sparsity', 'target_l0', 'revive', 'batch_norm',
+              'num_epochs', 'learning_rate', 'lr_schedule', 'patience', 'batch_size')
+
+def _given(options:dict[str, Any]) -> dict[str, Any]:
+    "Return the options of model and training that differ from their default, as arguments."
+    defaults = {name: p.default for name, p in inspect.signature(sparse_ae_train).parameters.items()}
+    given = {name: options[name] for name in _OVERRIDES if options[name] != defaults[name]}
+    scaling = check_choice('scaling', options['scaling'], ('auto', 'none', *SCALINGS))
+    if options['normalize'] or scaling == 'none': scaling = None
+    elif scaling == 'auto': scaling = 'global' if options['image_shape'] else 'columns'
+    return dict(_parsed(given), scaling=scaling, normalize=options['normalize'],
+                **{name: options[name] for name in ('device', 'seed', 'verbose')})
+
+def _train(
+    options:dict[str, Any],    # Options of `sparse_ae_train`
+) -> None:
+    "Train as the options say, and write the run folder."
+    out, resume = options['out'], options['resume']
+    if not resume and (as_path('out', out)/CHECKPOINT).exists():
+        raise ValueError(f"out must not hold a checkpoint of another run, got {out!r}; use "
+                         "--resume to resume from it")
+    matrix = load_matrix(options['data'], options['key'])
+    if matrix.ndim != 2: raise ValueError(f"data must have shape (n, features), got {matrix.shape}")
+    train_data, val_data = train_val_split(matrix, options['val_fraction'], options['seed'])
+    torch.manual_seed(check_seed(options['seed']))
+    given = _given(options)
+    preset = _choose_preset(options['preset'], given)
+    model, training = _make_run(train_data.shape[1], len(train_data), preset, options['l0'],
+                                options['tied'], given)
+    training |= dict(checkpoint_dir=out if resume else None, resume=resume)
+    train_and_report(out, model, train_data, val_data, val_data, Path(options['data']).name,
+                     options | dict(preset=preset), parse_image_shape(options['image_shape']),
+                     **training)
 
 # %% ../nbs/12_cli.ipynb #18773b4c
 @command
@@ -403,24 +466,29 @@ def sparse_ae_train(
     data:str,                     # .npy, .npz or .csv file with a matrix, one sample per row
     out:str='runs/train',         # Folder for model, figures, report; an earlier run is replaced
     key:str='',                   # Name of the array in an .npz file; empty if there is only one
-    latent_dim:int=0,             # Number of latents; 0: as many as input features
-    hidden_dims:str='half',       # 64,32: widths; half: one layer, half-way; none: no hidden layer
-    # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated, topk:8, batch_topk:8
-    activation:str='relu',
-    decoder_norm:str='row',       # Rows or columns of the decoder with norm 1: row, atom or none
+    # Method: topk, l1, ...; none: classical. Empty: topk, or none with options of penalty or layers
+    preset:str='',
+    l0:float=0.,                  # Active latents per sample; 0: a quarter of the columns
+    latent_dim:int=0,             # Number of latents; 0: twice the columns, classical as many
+    scaling:str='auto',           # columns, global (one scale) or none; auto: columns, images global
+    normalize:bool=False,         # Global scaling that becomes a part of weights and biases
     tied:bool=False,              # Whether the decoder uses the transposed encoder weights
-    sparsity_type:str='kl',       # Penalty: kl, l1, hoyer, log, l0 (with jumprelu) or none
-    sparsity_weight:float=0.1,    # Weight of the penalty
-    target_sparsity:float=0.05,   # Target rate of kl, between 0 and 1
+    # 64,32: widths; half: one layer, half-way; none: no hidden layer. Empty, here and below: preset
+    hidden_dims:str='',
+    # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated, topk:8, batch_topk:8
+    activation:str='',
+    decoder_norm:str='',          # Rows or columns of the decoder with norm 1: row, atom or none
+    sparsity_type:str='',         # Penalty: kl, l1, hoyer, log, l0 (with jumprelu) or none
+    sparsity_weight:float=-1.,    # Weight of the penalty; -1: that of the preset
+    target_sparsity:float=0.,     # Target rate of kl, between 0 and 1; 0: that of the preset
     target_l0:float=0.,           # Target number of active latents per sample; 0: fixed weight
-    revive:str='auto',            # Revival of dead latents: auto or resample, auxiliary, none
+    revive:str='',                # Revival of dead latents: auto or resample, auxiliary, none
     batch_norm:bool=False,        # Batch normalisation of every layer except the output
-    normalize:bool=False,         # Train on data divided by their standard deviation
-    num_epochs:int=100,           # Maximum number of epochs
-    learning_rate:float=1e-3,     # Learning rate of Adam
-    lr_schedule:str='constant',   # Decay of the learning rate to 0: constant, linear or cosine
-    patience:int=10,              # Epochs without improvement before training stops
-    batch_size:int=256,           # Maximum number of samples per step
+    num_epochs:int=0,             # Maximum number of epochs; 0, here and below: of the preset
+    learning_rate:float=0.,       # Learning rate of Adam
+    lr_schedule:str='',           # Decay of the learning rate to 0: constant, linear or cosine
+    patience:int=0,               # Epochs without improvement before training stops
+    batch_size:int=0,             # Maximum number of samples per step
     resume:bool=False,            # Write checkpoints into the folder, and resume from one there
     val_fraction:float=0.2,       # Share of held-out rows, for early stopping and the report
     image_shape:str='',           # 8x8 or 32x32x3 if samples are images; empty if not
@@ -429,13 +497,4 @@ def sparse_ae_train(
     verbose:int=1,                # 0: table only; 1: progress bar; 2: also one line per epoch
 ):
     "Train a sparse autoencoder on a matrix, and write model, figures and a report."
-    options = dict(locals())
-    if not resume and (as_path('out', out)/CHECKPOINT).exists():
-        raise ValueError(f"out must not hold a checkpoint of another run, got {out!r}; use "
-                         "--resume to resume from it")
-    matrix = load_matrix(data, key)
-    if matrix.ndim != 2: raise ValueError(f"data must have shape (n, features), got {matrix.shape}")
-    train_data, val_data = train_val_split(matrix, val_fraction, seed)
-    model = _make_model(train_data.shape[1], options)
-    train_and_report(out, model, train_data, val_data, val_data, Path(data).name, options,
-                     parse_image_shape(image_shape), **_training_options(options))
+    _train(dict(locals()))

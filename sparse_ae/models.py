@@ -8,7 +8,7 @@ __all__ = ['DECODER_NORMS', 'FAST_FORWARD', 'unit_norm', 'BatchNorm', 'check_hid
            'TiedWeightSparseAutoencoder', 'check_autoencoder', 'has_encode_layers', 'AdaptedAutoencoder',
            'why_not_native', 'is_native', 'as_autoencoder', 'encode_batch', 'decode_batch', 'reconstruct',
            'counting_dtype', 'count_active', 'trainable_parameters', 'check_forward', 'TrainingLock', 'in_training',
-           'step_lock', 'hold_steps', 'between_steps', 'master_precision', 'geometric_median']
+           'step_lock', 'hold_steps', 'between_steps', 'master_precision', 'geometric_median', 'principal_directions']
 
 # %% ../nbs/00_models.ipynb #091acb53
 import copy
@@ -801,6 +801,16 @@ def geometric_median(
         if torch.linalg.vector_norm(median - previous) <= tolerance*spread: break
     return (first + scale*median).to(dtype)
 
+# %% ../nbs/00_models.ipynb #pcastart1
+def principal_directions(
+    x:Tensor,        # Rows minus their centre, shape `(n, features)`
+    count:int,       # Maximum number of directions
+) -> Tensor:         # Unit rows, shape `(min(count, 2 * features), features)`
+    "Return the right singular vectors of `x`, in falling order of their variance, then -1 times them."
+    directions = torch.linalg.svd(x.float() if x.dtype.itemsize < 4 else x, full_matrices=True)[2]
+    kept = directions[:max(1, count // 2)] if count < 2*len(directions) else directions
+    return torch.cat([kept, -kept])[:count]
+
 # %% ../nbs/00_models.ipynb #835331ea
 @patch
 @torch.no_grad()
@@ -809,6 +819,7 @@ def initialize(
     self:BaseSparseAutoencoder,
     x:Tensor,                  # Sample of the data, shape `(n, input_dim)`
     l0:'float|None'=None,      # Wanted number of active latents, for learned thresholds
+    directions:str='random',   # Atoms: `'random'`, or `'principal'` directions of the rows
 ) -> BaseSparseAutoencoder:    # The model itself
     """Initialise decoder bias, encoder and thresholds of a single-layer model from data.
 
@@ -818,12 +829,16 @@ def initialize(
         raise ValueError("hidden_dims must be () and batch_norm False for a start from data, "
                          f"got {self.hidden_dims} and {self.batch_norm}")
     self.check_parameters()
+    check_choice('directions', directions, ('random', 'principal'))
     x = as_tensor_rows('x', x)
     if x.shape[1:] != (self.input_dim,):
         raise ValueError(f"x must have shape (n, {self.input_dim}), got {tuple(x.shape)}")
     if self.scaling is not None: x = self.to_scaled(x.to(self.scaling.shift))
+    self.decoder_bias_1.copy_(geometric_median(x) if directions == 'random' else x.mean(0))
+    if directions == 'principal':
+        atoms = principal_directions(x - x.mean(0), self.latent_dim)
+        self._output_weight()[:, :len(atoms)] = atoms.T
     self.normalize_decoder_weights()
-    self.decoder_bias_1.copy_(geometric_median(x))
     if not self.tied: self.encoder_mat_1.copy_(self.decoder_weights()[0].T)
     self.encoder_bias_1.copy_(-self.encoder_weights()[0] @ self.decoder_bias_1)
     if l0 is not None:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WARMUP_START', 'L0_MEASURE', 'LEVEL_MEASURE', 'REVIVED_THRESHOLD', 'REVIVED_STEP', 'REVIVERS', 'SparsityWarmup',
            'AnnealedPNorm', 'SparsityMeasure', 'SparsityTarget', 'DeadLatents', 'choose_inputs', 'revive_linear',
-           'revive_competing', 'reset_optimizer_state', 'resample', 'Resample', 'AuxiliaryLoss', 'reviver']
+           'revive_competing', 'reset_optimizer_state', 'resample', 'Resample', 'AuxiliaryLoss', 'reviver',
+           'ResultCheck']
 
 # %% ../nbs/07_sparsity_control.ipynb #9d3e2882
 import copy
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from .activations import eval_mode
 from .callbacks import Callback, StatefulCallback, block_early_stopping
+from .data import sample_rows
 from .losses import p_norm_sparsity_loss
 from .models import (BaseSparseAutoencoder, Encoded, Layer, has_encode_layers,
                               linear_stack, unit_norm)
@@ -482,3 +484,26 @@ def reviver(
     if isinstance(revive, DeadLatents): return copy.deepcopy(revive)  # an argument of many runs
     return {'auto': Resample, **REVIVERS}[check_choice('revive', revive,
                                                        ('auto', *REVIVERS, None))]()
+
+# %% ../nbs/07_sparsity_control.ipynb #outcome2
+class ResultCheck(Callback):
+    "Warns at the end of a run if most latents are dead, or if it explains less than the mean."
+    dead_fraction = 0.9   # of training and validation data, above which the callback warns
+
+    def after_fit(self, trainer):
+        history, best = trainer.history, trainer.history['best_epoch']
+        if best is None or trainer.stopped_by not in ('num_epochs', 'patience', 'data'): return
+        dead = min(history['dead_fraction'][best], history['val_dead_fraction'][best])
+        if dead > self.dead_fraction:
+            warn_caller(f"{dead:.1%} of the latents are dead: use normalize=True if the data are far "
+                        "from mean 0 and deviation 1, a smaller sparsity_weight or learning_rate, "
+                        "or fewer latents")
+        if trainer.val.rows is None: return
+        x = sample_rows(trainer.val.rows, 2**14)
+        if trainer.scaling is not None: x = trainer.scaling(x.to(trainer.scaling.shift))
+        x = x.flatten(1).double()
+        variance = (x - x.mean(0)).square().mean().item()
+        if history['val_recon_loss'][best] > variance > 0:
+            warn_caller("the model explains less of the validation data than their mean does: train "
+                        "for more epochs, use normalize=True if the data are far from mean 0 and "
+                        "deviation 1, or a smaller sparsity_weight")

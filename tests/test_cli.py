@@ -54,7 +54,7 @@ def test_train_on_a_matrix(script, tmp_path):
     model = TiedWeightSparseAutoencoder.from_pretrained(tmp_path/'deep'/'run')
     assert model.config() | dict(dtype=None) == dict(
         input_dim=64, latent_dim=20, dtype=None, hidden_dims=(), activation='relu',
-        decoder_norm='atom', encoder='linear', batch_norm=False)
+        decoder_norm='atom', encoder='linear', batch_norm=False, scaling='columns')
     results = json.loads((tmp_path/'deep'/'run'/'results.json').read_text())
     assert (results['n'] == 359 and len(results['density']) == 20
             and 0 < results['explained_variance'] < 1)

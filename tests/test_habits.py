@@ -11,8 +11,9 @@ from torch.testing import assert_close
 
 from sparse_ae import (BatchTopK, Callback, FeatureExplorer, SparseAutoencoder,
                        TiedWeightSparseAutoencoder, TopK, Trainer, TrainingDashboard, dictionary,
-                       evaluate_sparse_autoencoder, kl_divergence_sparsity_loss,
+                       digits, evaluate_sparse_autoencoder, kl_divergence_sparsity_loss,
                        plot_reconstructions, sweep,
+                       train_val_split,
                        train_sparse_autoencoder_with_early_stopping as train)
 from sparse_ae.models import encode_batch, why_not_native
 from sparse_ae.training import StepEngine
@@ -383,3 +384,78 @@ def test_a_paused_run_can_be_looked_at():
     assert evaluate_sparse_autoencoder(model, X)['mean'] > 0
     dashboard.resume()
     assert dashboard.wait()['epochs_trained'] == 3
+
+
+# half precision
+
+@pytest.mark.parametrize('name', ['topk', 'batch_topk', 'jumprelu', 'gated', 'classic'])
+def test_bfloat16_trains_as_well_as_single_precision(name):
+    x, val = train_val_split(digits())
+    explained = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model, training = SparseAutoencoder.from_preset(name, 64, 128, dtype=dtype, num_epochs=4,
+                                                        steps_per_epoch=100, verbose=0, seed=0)
+        train(model, x, val, **training)
+        assert model.dtype == dtype
+        explained.append(evaluate_sparse_autoencoder(model, val)['explained_variance'])
+    assert abs(explained[1] - explained[0]) < 0.01 and explained[0] > 0.5
+
+
+@pytest.mark.parametrize('weight', [0.01, 1., 100.])
+def test_thresholds_of_half_precision_models_learn(weight):
+    moved = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(16, 32, dtype=dtype, hidden_dims=(), activation='jumprelu')
+        before = model.activation.log_threshold.detach().clone()
+        train(model, X, X, 3, 1e-3, 9, sparsity_type='l0', sparsity_weight=weight, seed=0,
+              verbose=0, batch_size=50)
+        assert model.activation.log_threshold.dtype == torch.float32
+        moved.append((model.activation.log_threshold.detach() - before).abs().mean())
+    assert_close(moved[1], moved[0], rtol=0.1, atol=0)
+    assert moved[0] > 1e-3
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('options', [
+    dict(activation='jumprelu'), dict(activation='gated'), dict(activation=BatchTopK(4)),
+    dict(batch_norm=True, hidden_dims=(8,)), dict(scaling='columns')])
+def test_what_decides_stays_in_single_precision(options, dtype):
+    options = dict(hidden_dims=()) | options
+    for model in (SparseAutoencoder(16, 32, dtype=dtype, **options),
+                  SparseAutoencoder(16, 32, **options).to(dtype)):
+        small = [*model.activation.state_dict().values()]
+        small += [t for name, t in model.state_dict().items() if 'norm' in name or 'scaling' in name]
+        assert small and all(t.dtype == torch.float32 for t in small if t.is_floating_point())
+        assert model.eval().encode(X.to(dtype)).dtype == model(X.to(dtype)).dtype == dtype
+
+
+# data far from zero
+
+@pytest.mark.parametrize('name', ['topk', 'batch_topk', 'l1', 'jumprelu', 'gated', 'matryoshka'])
+def test_presets_do_not_depend_on_the_mean_of_the_data(name):
+    x, val = train_val_split(digits())
+    losses = []
+    for mean in (0, 30, 1e4):
+        torch.manual_seed(0)
+        model, training = SparseAutoencoder.from_preset(name, 64, 128, l0=8, num_epochs=2,
+                                                        steps_per_epoch=50, verbose=0, seed=0)
+        shift = mean * x.std()
+        history = train(model, x + shift, val + shift, **training)
+        losses.append(history['val_recon_loss'][-1])     # the variance is 1
+        results = evaluate_sparse_autoencoder(model, val + shift)
+        assert abs(1 - results['explained_variance']
+                   - history['val_recon_loss'][history['best_epoch']]) < 0.02
+    assert max(losses) - min(losses) < 0.01
+
+
+def test_a_poor_result_is_reported():
+    with pytest.warns(UserWarning, match='explains less .* than their mean'):
+        fit(SparseAutoencoder(16, 32, hidden_dims=()), 1, X + 100, sparsity_type='l1')
+    with pytest.warns(UserWarning, match='of the latents are dead'):
+        model = SparseAutoencoder(16, 32, hidden_dims=())
+        with torch.no_grad(): model.encoder_bias_1.fill_(-9)
+        fit(model, 1, sparsity_type='l1', revive=None)
+    with pytest.warns(UserWarning, match='root mean square of 300, .* use normalize=True'):
+        fit(SparseAutoencoder(16, 32, hidden_dims=()), 1, X + 300, sparsity_type='l1')

@@ -336,7 +336,7 @@ MISTAKES = {
     'unknown': (dict(activation='tanh'), "activation must be 'relu', 'sigmoid',"),
     'topk 0': (dict(activation='topk:0'), 'k must be at least 1, got 0'),
     'topk many': (dict(activation='topk:99'), 'k must be at most latent_dim=6, got 99'),
-    'hidden': (dict(hidden_dims=''), "hidden_dims must be 'half', 'none' or widths such as 64,32"),
+    'hidden': (dict(hidden_dims='wide'), "hidden_dims must be 'half', 'none' or widths such as 64,32"),
     'hidden 0': (dict(hidden_dims='4,0'), r'hidden_dims\[1\] must be at least 1, got 0'),
     'norm': (dict(decoder_norm='column'), "decoder_norm must be 'row', 'atom' or 'none', got"),
     'revive': (dict(revive='always'), "revive must be 'auto', 'resample', 'auxiliary' or 'none'"),
@@ -346,7 +346,10 @@ MISTAKES = {
     'fraction': (dict(val_fraction=2), 'val_fraction must be strictly between 0 and 1'),
     'out': (dict(out=''), 'out must be a path, got an empty string'),
     'target': (dict(target_l0=-2), 'target_l0 must be above 0, got -2'),
-    'epochs': (dict(num_epochs=0), 'num_epochs must be at least 1'),
+    'epochs': (dict(num_epochs=-1), 'num_epochs must be at least 1'),
+    'preset': (dict(preset='best'), "preset must be 'classic', 'ng', 'l1',"),
+    'scaling': (dict(scaling='rows'), "scaling must be 'auto', 'none', 'global' or 'columns'"),
+    'l0 many': (dict(l0=99), 'l0 must be at most latent_dim=12, got 99'),
     'key': (dict(key='y'), 'key must be empty for a .npy file'),
     'folder': (dict(data='.'), 'data must be a .npy, .npz or .csv file')}
 
