@@ -431,8 +431,8 @@ _OVERRIDES = ('latent_dim', 'hidden_dims', 'activation', 'decoder_norm', 'sparsi
 
 def _given(options:dict[str, Any]) -> dict[str, Any]:
     "Return the options of model and training that differ from their default, as arguments."
-    defaults = {name: p.default for name, p in inspect.signature(sparse_ae_train).parameters.items()}
-    given = {name: options[name] for name in _OVERRIDES if options[name] != defaults[name]}
+    takes = inspect.signature(sparse_ae_train).parameters
+    given = {name: options[name] for name in _OVERRIDES if options[name] != takes[name].default}
     scaling = check_choice('scaling', options['scaling'], ('auto', 'none', *SCALINGS))
     if options['normalize'] or scaling == 'none': scaling = None
     elif scaling == 'auto': scaling = 'global' if options['image_shape'] else 'columns'
@@ -470,7 +470,7 @@ def sparse_ae_train(
     preset:str='',
     l0:float=0.,                  # Active latents per sample; 0: a quarter of the columns
     latent_dim:int=0,             # Number of latents; 0: twice the columns, classical as many
-    scaling:str='auto',           # columns, global (one scale) or none; auto: columns, images global
+    scaling:str='auto',           # columns, global or none; auto: columns, for images global
     normalize:bool=False,         # Global scaling that becomes a part of weights and biases
     tied:bool=False,              # Whether the decoder uses the transposed encoder weights
     # 64,32: widths; half: one layer, half-way; none: no hidden layer. Empty, here and below: preset

@@ -379,7 +379,8 @@ def dictionary(
 
     For a single linear layer these are the columns of the decoder, in the unit of the data. For a
     deep decoder these are the columns of its Jacobian, at a typical code of each latent (with
-    `codes`) or where only that latent is active (without). Raises `ValueError` for codes of another width."""
+    `codes`) or where only that latent is active (without). Raises `ValueError` for codes of another
+    width."""
     latent_dim = getattr(check_autoencoder(model), 'latent_dim', None)
     z = None if codes is None else _check_codes(codes, latent_dim)
     if z is not None: latent_dim = z.shape[1]

@@ -289,7 +289,7 @@ def _add_scaling(trainer:Any, state:dict) -> None:
     for _, values in state['callbacks']:
         if values.get('best'): values['best'] |= own
 
-# %% ../nbs/11_io.ipynb #runstat4
+# %% ../nbs/11_io.ipynb #runstat5
 def restore_training_state(
     trainer:Any,   # Trainer of the run to be resumed
     state:dict,    # State of the same kind of run

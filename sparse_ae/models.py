@@ -806,7 +806,7 @@ def principal_directions(
     x:Tensor,        # Rows minus their centre, shape `(n, features)`
     count:int,       # Maximum number of directions
 ) -> Tensor:         # Unit rows, shape `(min(count, 2 * features), features)`
-    "Return the right singular vectors of `x`, in falling order of their variance, then -1 times them."
+    "Return the right singular vectors of `x`, those of large variance first, then their negatives."
     directions = torch.linalg.svd(x.float() if x.dtype.itemsize < 4 else x, full_matrices=True)[2]
     kept = directions[:max(1, count // 2)] if count < 2*len(directions) else directions
     return torch.cat([kept, -kept])[:count]

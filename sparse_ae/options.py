@@ -182,9 +182,9 @@ def warn_of_unit(
     "Warn if inputs are far from the unit size that learning rates and penalties are meant for."
     size = x.double().square().mean().sqrt().item()
     if 0.02 < size < 5 or not size: return
-    warn_caller(f"train_data have a root mean square of {size:.3g}, and learning rates and penalties "
-                "are meant for about 1: use normalize=True, or a model with scaling='columns' for a "
-                "table whose columns have different units")
+    warn_caller(f"train_data have a root mean square of {size:.3g}, and learning rates and "
+                "penalties are meant for about 1: use normalize=True, or a model with "
+                "scaling='columns' for a table whose columns have different units")
 
 # %% ../nbs/14_options.ipynb #optscal1
 def fitted_scaling(

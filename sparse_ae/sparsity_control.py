@@ -488,22 +488,28 @@ def reviver(
 # %% ../nbs/07_sparsity_control.ipynb #outcome2
 class ResultCheck(Callback):
     "Warns at the end of a run if most latents are dead, or if it explains less than the mean."
+    min_steps = 100       # below which nothing is expected of a run
     dead_fraction = 0.9   # of training and validation data, above which the callback warns
 
     def after_fit(self, trainer):
         history, best = trainer.history, trainer.history['best_epoch']
-        if best is None or trainer.stopped_by not in ('num_epochs', 'patience', 'data'): return
-        dead = min(history['dead_fraction'][best], history['val_dead_fraction'][best])
+        ended = trainer.stopped_by in ('num_epochs', 'patience', 'data')
+        if best is None or not ended or trainer.step < self.min_steps: return
+        dead = min(history[name][best] for name in ('dead_fraction', 'val_dead_fraction')
+                   if name in history)   # version 0.1 had the first only
         if dead > self.dead_fraction:
-            warn_caller(f"{dead:.1%} of the latents are dead: use normalize=True if the data are far "
-                        "from mean 0 and deviation 1, a smaller sparsity_weight or learning_rate, "
-                        "or fewer latents")
-        if trainer.val.rows is None: return
-        x = sample_rows(trainer.val.rows, 2**14)
-        if trainer.scaling is not None: x = trainer.scaling(x.to(trainer.scaling.shift))
-        x = x.flatten(1).double()
-        variance = (x - x.mean(0)).square().mean().item()
-        if history['val_recon_loss'][best] > variance > 0:
-            warn_caller("the model explains less of the validation data than their mean does: train "
-                        "for more epochs, use normalize=True if the data are far from mean 0 and "
-                        "deviation 1, or a smaller sparsity_weight")
+            warn_caller(f"{dead:.1%} of the latents are dead: use normalize=True if the data are "
+                        "far from mean 0 and deviation 1, a smaller sparsity_weight or "
+                        "learning_rate, or fewer latents")
+        if history['val_recon_loss'][best] > _variance(trainer) > 0:
+            warn_caller("the model explains less of the validation data than their mean does: "
+                        "train for more epochs, use normalize=True if the data are far from mean 0 "
+                        "and deviation 1, or a smaller sparsity_weight")
+
+def _variance(trainer:Any) -> float:
+    "Mean variance of the columns of the validation data, as trained on; 0 if it is unknown."
+    if trainer.val.rows is None: return 0.
+    x = sample_rows(trainer.val.rows, 2**14)
+    if trainer.scaling is not None: x = trainer.scaling(x.to(trainer.scaling.shift))
+    x = x.flatten(1).double()
+    return (x - x.mean(0)).square().mean().item()

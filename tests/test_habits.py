@@ -451,11 +451,12 @@ def test_presets_do_not_depend_on_the_mean_of_the_data(name):
 
 
 def test_a_poor_result_is_reported():
+    options = dict(sparsity_type='l1', batch_size=20, revive=None)    # 20 steps an epoch
     with pytest.warns(UserWarning, match='explains less .* than their mean'):
-        fit(SparseAutoencoder(16, 32, hidden_dims=()), 1, X + 100, sparsity_type='l1')
+        fit(SparseAutoencoder(16, 32, hidden_dims=()), 5, X + 100, learning_rate=1e-6, **options)
     with pytest.warns(UserWarning, match='of the latents are dead'):
         model = SparseAutoencoder(16, 32, hidden_dims=())
         with torch.no_grad(): model.encoder_bias_1.fill_(-9)
-        fit(model, 1, sparsity_type='l1', revive=None)
+        fit(model, 5, **options)
     with pytest.warns(UserWarning, match='root mean square of 300, .* use normalize=True'):
-        fit(SparseAutoencoder(16, 32, hidden_dims=()), 1, X + 300, sparsity_type='l1')
+        fit(SparseAutoencoder(16, 32, hidden_dims=()), 1, X + 300, **options)

@@ -65,7 +65,7 @@ def test_whole_numbers_are_converted_and_it_is_said(split):
         whole, _ = train(pixels, val_data, sparsity_type='l1')
     assert caught[0].filename == __file__  # not a line of the library
     with warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.filterwarnings('error', message='.*dtype')
         assert same(whole, train(pixels.float(), val_data, sparsity_type='l1')[0])
     with pytest.warns(UserWarning, match='torch.bool'): train(train_data > 0.5, val_data)
 
