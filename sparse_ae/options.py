@@ -201,7 +201,8 @@ def fitted_scaling(
     if own is not None and own.is_fitted: return own
     if own is None:
         scaling = GlobalScaling().build(model.input_dim, model.device, model.dtype)
-        if normalize is not True: return scaling.set_deviation(normalize)
+        if normalize is not True:
+            return scaling.set_deviation(check_positive('normalize', normalize))
     else: scaling = copy.deepcopy(own)
     if rows is None:
         raise ValueError("normalize must be False, or the standard deviation as a number, and the "

@@ -3,6 +3,7 @@ import copy
 import pickle
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -460,3 +461,36 @@ def test_a_poor_result_is_reported():
         fit(model, 5, **options)
     with pytest.warns(UserWarning, match='root mean square of 300, .* use normalize=True'):
         fit(SparseAutoencoder(16, 32, hidden_dims=()), 1, X + 300, **options)
+
+
+# results of an evaluation
+
+@pytest.mark.parametrize('activation', ['relu', 'topk'])
+def test_codes_of_an_evaluation_are_kept_as_asked(activation):
+    model = SparseAutoencoder(16, 32, hidden_dims=(), activation=ACTIVATIONS[activation])
+    whole = evaluate_sparse_autoencoder(model, X, batch_size=77)
+    for kept in (False, 'sparse'):
+        results = evaluate_sparse_autoencoder(model, X, batch_size=50, return_codes=kept)
+        codes = results.pop('latent_codes', None)
+        for name, value in results.items():
+            np.testing.assert_allclose(value, whole[name], rtol=1e-6, err_msg=name)
+        assert results.keys() == whole.keys() - {'latent_codes'}
+        if kept is False: assert codes is None
+        else:
+            assert codes.layout == torch.sparse_csr and codes.shape == (400, 32)
+            assert_close(codes.to_dense(), torch.from_numpy(whole['latent_codes'].copy()))
+            assert codes.values().count_nonzero() == len(codes.values())
+
+
+@pytest.mark.parametrize('wrong', ['dense', None, 1])
+def test_other_ways_to_keep_codes_are_refused(wrong):
+    with pytest.raises(ValueError, match="return_codes must be True, False or 'sparse', got"):
+        evaluate_sparse_autoencoder(SparseAutoencoder(16, 32), X, return_codes=wrong)
+
+
+def test_an_evaluation_leaves_the_model_where_it_is():
+    model = SparseAutoencoder(16, 32, device='meta')
+    with pytest.raises((NotImplementedError, RuntimeError, ValueError)):
+        evaluate_sparse_autoencoder(model, X)
+    with pytest.raises((NotImplementedError, RuntimeError, ValueError)): fit(model, 1)
+    assert model.device.type == 'meta'
