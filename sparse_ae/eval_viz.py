@@ -11,6 +11,7 @@ __all__ = ['code_results', 'evaluate_sparse_autoencoder', 'new_figure', 'save_fi
 # %% ../nbs/03_eval_viz.ipynb #9ec5a597
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,9 @@ from matplotlib.figure import Figure  # pyplot would start a graphical backend
 from .activations import eval_mode
 from .data import Batches, first_rows
 from .losses import METRICS, Measurements, Metric, hoyer_sparseness
-from .models import (between_steps, check_autoencoder, check_forward, decode_batch,
-                              encode_batch, hold_steps, is_native, reconstruct)
+from .models import (BaseSparseAutoencoder, between_steps, check_autoencoder,
+                              check_forward, decode_batch, encode_batch, hold_steps, is_native,
+                              reconstruct)
 from .regularizers import jacobians
 from .validation import (as_path, as_tensor, as_tensor_rows, autocast_disabled,
                                   check_device, check_int, check_returned, check_rows,
@@ -377,20 +379,21 @@ def dictionary(
 ) -> Tensor:                              # Atoms, shape `(len(latents), input_dim)`
     """Return the direction in input space in which each latent moves the reconstruction.
 
-    For a single linear layer these are the columns of the decoder, in the unit of the data. For a
-    deep decoder these are the columns of its Jacobian, at a typical code of each latent (with
-    `codes`) or where only that latent is active (without). Raises `ValueError` for codes of another
-    width."""
+    For a single linear layer these are the columns of the decoder. For a deep decoder these are
+    the columns of its Jacobian, at a typical code of each latent (with `codes`) or where only that
+    latent is active (without). A model with a scaling has its directions in the scaled unit, in
+    which its columns are comparable: times `model.scaling.scale` they are in the unit of the data.
+    Raises `ValueError` for codes of another width."""
     latent_dim = getattr(check_autoencoder(model), 'latent_dim', None)
     z = None if codes is None else _check_codes(codes, latent_dim)
     if z is not None: latent_dim = z.shape[1]
     if latent_dim is None:
         raise ValueError("codes must be given for a model that has no latent_dim")
     latents = _check_latents(latents, latent_dim)
-    with hold_steps(model):
+    ours = isinstance(model, BaseSparseAutoencoder)
+    with hold_steps(model), model.assume_scaled() if ours else nullcontext():
         if is_native(model) and model.depth == 1:
-            atoms = model.decoder_weights()[0].detach()[:, latents].T
-            return atoms if model.scaling is None else atoms * model.scaling.scale.to(atoms)
+            return model.decoder_weights()[0].detach()[:, latents].T
         with eval_mode(model, no_grad=True): return _decoder_jvp(model, z, latents, latent_dim)
 
 # %% ../nbs/03_eval_viz.ipynb #evaldic2

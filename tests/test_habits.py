@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from sparse_ae import (BatchTopK, Callback, FeatureExplorer, SparseAutoencoder,
                        TiedWeightSparseAutoencoder, TopK, Trainer, TrainingDashboard, dictionary,
                        digits, evaluate_sparse_autoencoder, kl_divergence_sparsity_loss,
-                       plot_reconstructions, sweep,
+                       local_dictionary, plot_reconstructions, sweep,
                        train_val_split,
                        train_sparse_autoencoder_with_early_stopping as train)
 from sparse_ae.models import encode_batch, why_not_native
@@ -327,6 +327,22 @@ def test_copies_of_a_scaled_run_take_the_data_of_the_user(cls, options, activati
     assert (model.scaling is None) == (not options)
     assert_close(evaluate_sparse_autoencoder(model, x)[metric],
                  1 - history['val_recon_loss'][history['best_epoch']], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('scaling', ['global', 'columns'])
+@pytest.mark.parametrize('hidden_dims', [(), None])
+def test_atoms_of_a_scaled_model_have_the_unit_of_its_layers(scaling, hidden_dims):
+    x = 300 + X * torch.logspace(0, 3, 16)
+    torch.manual_seed(0)
+    model = SparseAutoencoder(16, 32, hidden_dims=hidden_dims, scaling=scaling, decoder_norm='atom')
+    train(model, x, x, 1, 1e-3, 9, sparsity_type='l1', verbose=0)
+    codes = model.encode(x[:1]).detach()
+    atoms = dictionary(model, codes.repeat(2, 1))
+    active = codes[0] > 0
+    assert_close((atoms * model.scaling.scale)[active], local_dictionary(model, x[:1])[0][active],
+                 rtol=1e-3, atol=1e-3)
+    if hidden_dims == (): assert_close(atoms.norm(dim=1), torch.ones(32))
+    assert not model.assumes_scaled
 
 
 # a model that another thread trains
