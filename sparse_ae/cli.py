@@ -333,8 +333,8 @@ def load_matrix(
         raise ValueError(f"data must be a .npy, .npz or .csv file, got {str(path)!r}")
     if not path.is_file():
         raise FileNotFoundError(f"data must be a file that exists, got {str(path)!r}")
-    if key and path.suffix != '.npz':
-        raise ValueError(f"key must be empty for a {path.suffix} file, got {key!r}")
+    if key and suffix != '.npz':
+        raise ValueError(f"key must be empty for a {suffix} file, got {key!r}")
     try:
         if suffix == '.npy': return np.load(path, mmap_mode='r', allow_pickle=False)
         if suffix == '.csv': return _read_csv(path)

@@ -21,8 +21,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .validation import (as_tensor_rows, autocast_disabled, check_choice, check_fraction,
-                                  check_int, check_not_negative, check_number,
+from .validation import (as_tensor, as_tensor_rows, autocast_disabled, check_choice,
+                                  check_fraction, check_int, check_not_negative, check_number,
                                   check_positive, check_rows, check_seed, first_parameter, require,
                                   rows_remedy)
 
@@ -258,7 +258,7 @@ class _DatasetRows(Rows):
                             "without __len__")
         if not len(dataset):
             raise ValueError(f"{name} must not be empty, got a Dataset without samples")
-        self.dataset, self.shape = dataset, (len(dataset),)
+        self.name, self.dataset, self.shape = name, dataset, (len(dataset),)
         self.shape += tuple(self[torch.tensor([0], device='cpu')].shape[1:])
 
     def __getitem__(self, indices:'Tensor|slice') -> Tensor:
@@ -267,8 +267,8 @@ class _DatasetRows(Rows):
         numbers = list(range(len(self))[indices]) if is_slice else indices.tolist()
         fetch = getattr(self.dataset, '__getitems__', None)
         samples = fetch(numbers) if fetch else [self.dataset[number] for number in numbers]
-        return torch.stack([torch.as_tensor(s[0] if isinstance(s, (tuple, list)) else s)
-                            for s in samples])
+        rows = [s[0] if isinstance(s, (tuple, list)) else s for s in samples]
+        return torch.stack([as_tensor(self.name, row) for row in rows])
 
 # %% ../nbs/04_data.ipynb #rows0009
 class _ArrayRows(Rows):
@@ -295,7 +295,8 @@ class _JoinedRows(Rows):
     in_slices = True
 
     def __init__(self, sources:list[Rows]):
-        self.sources, self.ends = sources, torch.tensor([len(rows) for rows in sources]).cumsum(0)
+        lengths = torch.tensor([len(rows) for rows in sources], device='cpu')
+        self.sources, self.ends = sources, lengths.cumsum(0)
         self.shape = (int(self.ends[-1]), *sources[0].shape[1:])
 
     def __getitem__(self, indices:'Tensor|slice') -> Tensor:

@@ -25,8 +25,8 @@ from .callbacks import (Callback, ClipGradients, EarlyStopping, LearningRateSche
 from .data import Batches, Rows, sample_rows
 from .io import Checkpoint
 from .losses import METRICS, Penalty, get_penalty, mean_activation
-from .models import (as_autoencoder, between_steps, check_forward, encode_batch,
-                              is_native, why_not_native)
+from .models import (BaseSparseAutoencoder, as_autoencoder, check_forward, encode_batch,
+                              is_native, step_lock, why_not_native)
 from .scaling import GlobalScaling, Scaling
 from .sparsity_control import ResultCheck, SparsityTarget, SparsityWarmup, reviver
 from .validation import (autocast_disabled, check_bool, check_choice, check_device,
@@ -116,6 +116,10 @@ def _check_regularizers(self:TrainingOptions) -> None:
         reserved.add(term.name)
 
 # %% ../nbs/14_options.ipynb #optmodel
+def _own_scaling(model:nn.Module) -> 'Scaling|None':
+    "Scaling of one of the library's models, `None` for a module of a user."
+    return model.scaling if isinstance(model, BaseSparseAutoencoder) else None
+
 @patch
 def check_model(
     self:TrainingOptions,
@@ -132,7 +136,7 @@ def check_model(
                          "torch.compile does not support")
     if next(model.parameters()).dtype == torch.bfloat16 and self.autocast is None:
         self.autocast = 'bfloat16'   # the weights are in single precision during training
-    if self.normalize is False and getattr(model, 'scaling', None) is None: return
+    if self.normalize is False and _own_scaling(model) is None: return
     if reason := why_not_native(model):   # methods of a user would get inputs of another unit
         raise ValueError("normalize must be False for a model that is not one of this library's, "
                          f"and scaling None, got normalize={self.normalize!r}; {reason}")
@@ -148,7 +152,7 @@ def move_model(
     if self.device is None: return
     device = check_device(self.device)
     moved = torch.empty(0, device=device).device != next(model.parameters()).device
-    if moved and between_steps(model) is not model:
+    if moved and step_lock(model) is not None:
         raise ValueError(f"device must be None for a model that another run trains, got {device}")
     model.to(device)
 
@@ -195,7 +199,7 @@ def fitted_scaling(
     """Return the scaling of a model, fitted on at most 16,384 rows, or that of `normalize`.
 
     Raises `ValueError` if the scaling of a loader or stream is to be measured."""
-    own = getattr(model, 'scaling', None)
+    own = _own_scaling(model)
     if isinstance(normalize, np.bool_): normalize = bool(normalize)
     if own is None and normalize is False: return None
     if own is not None and own.is_fitted: return own

@@ -26,7 +26,7 @@ from .models import (TrainingLock, as_autoencoder, count_active, decode_batch,
                               encode_batch, in_training, master_precision,
                               trainable_parameters)
 from .options import TrainingOptions, make_optimizer, scale_learning_rates
-from .validation import autocast_disabled, gradients_enabled
+from .validation import gradients_enabled
 
 # %% ../nbs/02_training.ipynb #bdc18f58
 class Losses(NamedTuple):
@@ -245,7 +245,7 @@ def start(self:Trainer) -> None:
 @contextmanager
 def running(self:Trainer) -> Iterator[None]:
     "Prepare the model for the loop: scaled unit and single precision, both undone afterwards."
-    with (autocast_disabled(), gradients_enabled(), in_training(self.model) as self.lock,
+    with (gradients_enabled(), in_training(self.model) as self.lock,
           torch.cuda.device_of(self.parameters[0]), ExitStack() as stack):
         if self.scaling: stack.enter_context(self.model.in_scaled_unit(self.scaling))
         stack.enter_context(master_precision(self.model))

@@ -47,33 +47,26 @@ from sparse_ae.training import batch_losses
 
 
 @contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+def setting(read, write, value):
+    "Change a global setting of torch within the block."
+    before = read()
+    write(value)
     try: yield
-    finally: torch.set_default_dtype(before)
+    finally: write(before)
 
 
-@contextmanager
-def default_device(name):
-    torch.set_default_device(name)
-    try: yield
-    finally: torch.set_default_device(None)
+def default_dtype(dtype): return setting(torch.get_default_dtype, torch.set_default_dtype, dtype)
 
 
-@contextmanager
+def default_device(name): return setting(lambda: None, torch.set_default_device, name)
+
+
 def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try: yield
-    finally: torch.use_deterministic_algorithms(False)
+    return setting(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms,
+                   True)
 
 
-@contextmanager
-def threads(n):
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try: yield
-    finally: torch.set_num_threads(before)
+def threads(n): return setting(torch.get_num_threads, torch.set_num_threads, n)
 
 
 STATES = {
@@ -243,6 +236,21 @@ def batches_of_data_set():
     return [*Batches('x', TensorDataset(X), model(), 20, shuffle=True)]
 
 
+class Lists(torch.utils.data.Dataset):
+    "Data set whose samples are lists of numbers."
+    def __len__(self): return len(X)
+    def __getitem__(self, number): return X[number].numpy().tolist(), number
+
+
+def shards():
+    with tempfile.TemporaryDirectory() as folder:
+        parts = []
+        for number, rows in enumerate(X.numpy()[:20], 1):
+            np.save(f'{folder}/{number}.npy', rows[None])
+            parts.append(np.load(f'{folder}/{number}.npy', mmap_mode='r'))
+        return fit(data=parts, val=X)
+
+
 def options_checked():
     options = TrainingOptions(1, 1e-3, 1, sparsity_type='kl')
     options.check()
@@ -280,6 +288,8 @@ TRAININGS = {
     'gradient_checkpointing': lambda: fit(model(gradient_checkpointing=True)),
     'loader': lambda: fit(data=DataLoader(TensorDataset(X), 20)),
     'data set': lambda: fit(data=TensorDataset(X), val=TensorDataset(X)),
+    'data set of lists': lambda: fit(data=Lists(), val=Lists()),
+    'shards on disk': shards,
     'user-defined module': lambda: fit(Own()), 'resume': resumed,
     'normalize': lambda: fit(model(**SINGLE), normalize=True, initialize=True),
     **{f'preset {name}': lambda name=name: preset(name) for name in PRESETS}}
@@ -422,8 +432,7 @@ def assert_same(found, expected, loosely):
 
 
 NO_LOADER = "torch's DataLoader itself needs the default device"
-OTHER_CASES = {('default device', 'loader'): NO_LOADER, ('default device', 'data set'): NO_LOADER,
-               ('default device', 'Batches of a data set'): NO_LOADER,
+OTHER_CASES = {('default device', 'loader'): NO_LOADER,
                **{(state, 'gradients of the penalties'): 'they are gradients'
                   for state in ('no_grad', 'inference_mode')}}
 

@@ -130,6 +130,27 @@ def test_the_unchanged_model_is_native_and_subclasses_that_add_are():
         assert why_not_native(cls(16, 32)) is None
 
 
+def test_an_attribute_of_a_user_named_scaling_is_not_the_librarys():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scaling, self.layer = 0.5, nn.Linear(16, 8)
+        def encode(self, x): return self.layer(x * self.scaling).relu()
+        def decode(self, z): return z @ self.layer.weight
+    model = Own()
+    assert fit(model, 1)['epochs_trained'] == 1
+    assert dictionary(model, codes=torch.rand(4, 8)).shape == (8, 16)
+    with pytest.raises(ValueError, match="normalize must be False"): fit(model, 1, normalize=True)
+
+
+def test_a_compiled_model_is_trained_as_the_model_is():
+    histories = []
+    for wrap in (lambda m: m, torch.compile):
+        torch.manual_seed(0)
+        histories.append(fit(wrap(SparseAutoencoder(16, 32)), 2, engine='plain', revive=None))
+    assert_close(histories[1]['val_loss'], histories[0]['val_loss'])
+
+
 def test_stacked_sweeps_leave_changed_models_out():
     runs = sweep(lambda: hook(hidden_dims=()), X, X[:100], dict(sparsity_weight=[0.1, 0.2]),
                  num_epochs=1, learning_rate=1e-3, patience=9, verbose=0)

@@ -328,6 +328,7 @@ def test_errors_in_csv_files_with_an_index(text, message, tmp_path):
 def test_suffixes_in_capitals(suffix, save, tmp_path):
     with open(tmp_path/f'x.{suffix}', 'wb') as file: save(file, TABLE)
     assert np.array_equal(load_matrix(tmp_path/f'x.{suffix}'), TABLE)
+    if suffix == 'Npz': assert np.array_equal(load_matrix(tmp_path/f'x.{suffix}', 'arr_0'), TABLE)
 
 
 @pytest.mark.parametrize('value', [0., 0.3, -7.1, 1e-20, 1e6, 3e38])
