@@ -399,11 +399,11 @@ class Metric(NamedTuple):
     in_history:bool=False                   # Whether `n` and `active` are enough to compute it
     from_codes:bool=False                   # Whether codes are enough, without errors
 
-def _count(active:Tensor) -> float:
-    "Sum counts, in double precision: a sum over latents may exceed 2**24."
-    return active.cpu().sum(dtype=torch.float64).item()
+def _dead_fraction(measured:Measurements) -> float:
+    latents = len(measured.active)
+    return (latents - measured.active.count_nonzero().item()) / latents
 
 METRICS = {
-    'l0': Metric('L0', 'active latents per sample', lambda m: _count(m.active) / m.n, True),
-    'dead_fraction': Metric('dead latents', 'fraction of all latents',
-                            lambda m: _count(m.active == 0) / len(m.active), True)}
+    'l0': Metric('L0', 'active latents per sample',   # the sum may exceed 2**24
+                 lambda m: m.active.cpu().sum(dtype=torch.float64).item() / m.n, True),
+    'dead_fraction': Metric('dead latents', 'fraction of all latents', _dead_fraction, True)}

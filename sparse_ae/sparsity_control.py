@@ -488,13 +488,11 @@ def reviver(
 # %% ../nbs/07_sparsity_control.ipynb #outcome2
 class ResultCheck(Callback):
     "Warns at the end of a run if most latents are dead, or if it explains less than the mean."
-    min_steps = 100       # below which nothing is expected of a run
     dead_fraction = 0.9   # of training and validation data, above which the callback warns
 
     def after_fit(self, trainer):
         history, best = trainer.history, trainer.history['best_epoch']
-        ended = trainer.stopped_by in ('num_epochs', 'patience', 'data')
-        if best is None or not ended or trainer.step < self.min_steps: return
+        if best is None or trainer.stopped_by in (None, 'diverged'): return   # an error says more
         dead = min(history[name][best] for name in ('dead_fraction', 'val_dead_fraction')
                    if name in history)   # version 0.1 had the first only
         if dead > self.dead_fraction:

@@ -74,7 +74,8 @@ def batch_losses(
     if isinstance(penalty_scale, Tensor) or penalty_scale != 1 or weighted[False]:
         objective = total_loss(recon, sparsity, sparsity_weight*penalty_scale,
                                weighted[True] + weighted[False])
-    return Losses(total, recon, sparsity, encoded.z, count_active(encoded.z), objective, terms)
+    active = count_active(encoded.z, model.activation.nonnegative)
+    return Losses(total, recon, sparsity, encoded.z, active, objective, terms)
 
 # %% ../nbs/02_training.ipynb #b03c4e18
 class Meter:

@@ -336,9 +336,9 @@ def test_loaders_in_steps_and_streams_checked(split):
 def test_nothing_warns_in_a_default_run(split):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        fit(SparseAutoencoder(64, 20), *split, 3, 1e-3, 3, verbose=0, seed=0)
+        fit(SparseAutoencoder(64, 20), *split, 30, 3e-3, 30, verbose=0, seed=0)
         sweep(lambda: SparseAutoencoder(64, 20), *split, dict(sparsity_weight=[0.1, 0.2]),
-              num_epochs=2, learning_rate=1e-3, patience=2, verbose=0)
+              num_epochs=30, learning_rate=3e-3, patience=30, verbose=0)
 
 
 def test_first_weights_give_live_codes_for_several_starts(split):

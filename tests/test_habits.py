@@ -492,6 +492,8 @@ def test_a_poor_result_is_reported():
     options = dict(sparsity_type='l1', batch_size=20, revive=None)    # 20 steps an epoch
     with pytest.warns(UserWarning, match='explains less .* than their mean'):
         fit(SparseAutoencoder(16, 32, hidden_dims=()), 5, X + 100, learning_rate=1e-6, **options)
+    with pytest.warns(UserWarning, match='explains less .* than their mean'):   # of one step as well
+        fit(SparseAutoencoder(16, 32, hidden_dims=()), 1, steps_per_epoch=1, **options)
     with pytest.warns(UserWarning, match='of the latents are dead'):
         model = SparseAutoencoder(16, 32, hidden_dims=())
         with torch.no_grad(): model.encoder_bias_1.fill_(-9)

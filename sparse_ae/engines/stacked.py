@@ -152,7 +152,8 @@ def _member_losses(self:StackedEngine, recon:Tensor, z:Tensor, sparsity_weight:T
     penalty = self.trainers[0].penalty.with_target(target_sparsity)
     sparsity = penalty.loss(Encoded(z), self.model.activation)
     return Losses(total_loss(recon, sparsity, sparsity_weight), recon, sparsity, z,
-                  count_active(z), total_loss(recon, sparsity, sparsity_weight*penalty_scale), {})
+                  count_active(z, self.model.activation.nonnegative),
+                  total_loss(recon, sparsity, sparsity_weight*penalty_scale), {})
 
 @patch
 def backward(self:StackedEngine, losses:list[Losses], share:float) -> None:
