@@ -20,9 +20,10 @@ from tables import run
 from torch import nn
 from training import classical, data, interleaved, ratio, trainer
 
-from sparse_ae import BatchTopK, SparseAutoencoder, TopK, evaluate_sparse_autoencoder, image_patches
+from sparse_ae import (BatchTopK, SparseAutoencoder, TopK, Unrolled, evaluate_sparse_autoencoder,
+                       image_patches)
 from sparse_ae.training import Trainer, fit_step
-from sparse_ae.engines.sparse_codes import (SparsePattern, SparseCode, _Encode, sparse_decode,
+from sparse_ae.engines.sparse_codes import (SparseCode, SparseEncode, SparsePattern, sparse_decode,
                                             sparse_encode)
 
 HERE = Path(__file__).resolve().parent
@@ -48,12 +49,13 @@ def floor(input_dim=INPUT, latent_dim=LATENT, batch=BATCH):
     return multiply
 
 
-def step(activation, input_dim=INPUT, latent_dim=LATENT, batch=BATCH, device='cpu', **options):
+def step(activation, input_dim=INPUT, latent_dim=LATENT, batch=BATCH, device='cpu',
+         encoder='linear', **options):
     "A step of `Trainer`, with optimiser, decoder normalisation and counting, as a function."
     torch.manual_seed(0)
     x = rows(batch, input_dim).to(device)
     model = SparseAutoencoder(input_dim, latent_dim, device, hidden_dims=(), activation=activation,
-                              decoder_norm='atom')
+                              decoder_norm='atom', encoder=encoder)
     options = dict(sparsity_type='none', revive=None, verbose=0, seed=0, device=device) | options
     return whole_step(Trainer(model, x, x[:2], 1, 1e-4, 1, batch_size=batch, **options), x)
 
@@ -336,7 +338,7 @@ def after_encoding(latent_dim, batch, k):
     def one():
         e = chosen.pattern
         e = SparsePattern(e.col_indices, e.offsets, latent_dim)  # nothing is remembered from the last time
-        code = SparseCode(_Encode.apply(x, W, b, chosen.values, e), e)
+        code = SparseCode(SparseEncode.apply(x, W, b, chosen.values, e), e)
         torch.autograd.grad(F.mse_loss(sparse_decode(code, D, offset), x), leaves)
     return one
 
@@ -375,8 +377,26 @@ def growth(rounds):
     return found
 
 
+def unrolled(rounds):
+    "Steps with unrolled encoders relative to a top-k step."
+    encoders = {'one unrolled step, top-k': (TopK, Unrolled(1, step_size=0.5)),
+                'lista: three steps, batch-top-k': (BatchTopK, Unrolled(3, step_size=0.5))}
+    found = []
+    for batch in (512, BATCH):
+        here = {name: step(activation(K), batch=batch, encoder=encoder)
+                for name, (activation, encoder) in encoders.items()}
+        plain = {f'plain engine, {name}': step(activation(K), batch=batch, encoder=encoder,
+                                               engine='plain')
+                 for name, (activation, encoder) in encoders.items()}
+        times = interleaved({'top-k': step(TopK(K), batch=batch), **here, **plain}, rounds)
+        reach = dict(zip(here, ('at most 1.6', 'at most 3')))
+        found += [(f'{name} / linear encoder, batch {batch:,}', ratio(times, name, 'top-k'),
+                   reach.get(name, '')) for name in (*here, *plain)]
+    return found
+
+
 PARTS = dict(steps=steps, bfloat16=bfloat16, memory=memory, inference=inference,
-             classical=classical_epoch, growth=growth)
+             classical=classical_epoch, growth=growth, unrolled=unrolled)
 
 if __name__ == '__main__':
     run(__doc__, PARTS, 'Speed', 'Medians of ratios within a round',

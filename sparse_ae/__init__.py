@@ -21,7 +21,7 @@ from .sparsity_control import AnnealedPNorm, AuxiliaryLoss, Resample
 from .training import StepEngine, Trainer, train_sparse_autoencoder_with_early_stopping
 from .sweeps import plot_sweep, sweep
 from . import io, presets   # add save_pretrained, from_pretrained and from_preset to the models
-from .engines import dense, sparse_codes, cuda_graphs, stacked   # add themselves to ENGINES
+from .engines import dense, sparse_codes, unrolled, cuda_graphs, stacked   # add themselves to ENGINES
 from .lab.widgets import FeatureExplorer, LossPlayground, TrainingDashboard, compare_runs
 
 __all__ = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, Trainer,
-                       digits)
+                       Unrolled, digits)
 from sparse_ae.engines.sparse_codes import (SELECT, SparseCode, decode_sparse, encode_sparse,
                                             has_sparse_path, top_k, top_k_flat)
 from sparse_ae.losses import l1_sparsity_loss
@@ -159,15 +159,16 @@ def test_gradcheck(cls):
     assert torch.autograd.gradcheck(run, (x, *values))
 
 
+@pytest.mark.parametrize('encoder', ['linear', Unrolled(2, step_size=0.3)], ids=str)
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
 @pytest.mark.parametrize('penalty', ['none', 'l1'])
-def test_training_is_the_same(activation, penalty):
+def test_training_is_the_same(activation, penalty, encoder):
     "In double precision: in single precision a rounding error may change which latents are revived."
     x, histories, codes = digits().double(), [], []
     for engine in ('auto', 'plain'):
         torch.manual_seed(0)
         model = SparseAutoencoder(64, 256, dtype=x.dtype, hidden_dims=(), activation=activation(8),
-                                  decoder_norm='atom')
+                                  decoder_norm='atom', encoder=encoder)
         trainer = Trainer(model, x[:1500], x[1500:], 30, 1e-3, 30, 0.01, sparsity_type=penalty,
                           seed=0, verbose=0, engine=engine)
         histories.append(trainer.fit())
