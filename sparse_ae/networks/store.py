@@ -54,6 +54,7 @@ def file_checksum(
 
 # %% ../../nbs/networks/01_store.ipynb #store008
 def check_finite(
+    name:str,                       # Name of the rows, for the error
     rows:Tensor,                    # Rows, shape `(n, width)`
     columns:dict[str, Tensor],      # Their columns, such as `sample` and `position`, each `(n,)`
     first:int=0,                    # Number of the first row, for rows without columns
@@ -65,7 +66,7 @@ def check_finite(
     row = int(bad.nonzero()[0])
     place = {name.removesuffix('s'): int(values[row]) for name, values in columns.items()}
     place = place or {'row': first + row}
-    raise ValueError(f"activations must be finite, got {int(bad.sum())} of {len(rows)} rows with "
+    raise ValueError(f"{name} must be finite, got {int(bad.sum())} of {len(rows)} rows with "
                      f"NaN or infinity (as {rows.dtype}), the first one at "
                      + ', '.join(f"{name} {number}" for name, number in place.items()))
 
@@ -116,7 +117,10 @@ def _resume(self:StoreWriter, resume:bool) -> None:
         if record['source'].get(name) != value:
             raise ValueError(f"{name} must be as in {self.folder/STORE}, "
                              f"{record['source'].get(name)!r}, got {value!r}")
-    self.record, self.dtype = record, DTYPES.get(record['dtype'])
+    if record['dtype'] and self.dtype not in (None, DTYPES[record['dtype']]):
+        raise ValueError(f"dtype must be as in {self.folder/STORE}, {record['dtype']}, got "
+                         f"{self.dtype}")
+    self.record, self.dtype = record, DTYPES.get(record['dtype'], self.dtype)
 
 @patch
 def _remove_unlisted_shards(self:StoreWriter) -> None:
@@ -148,7 +152,7 @@ def append(
         part = slice(self.filled, self.filled + stop - start)
         for name, values in dict(activations=rows, **columns).items():
             self.buffers[name][part].copy_(values[start:stop])
-        check_finite(self.buffers['activations'][part],
+        check_finite('activations', self.buffers['activations'][part],
                      {name: self.buffers[name][part] for name in columns}, self.rows)
         self.filled, start = part.stop, stop
         if self.filled == self.shard_rows: self._write_shard(rows_of_next=start)
