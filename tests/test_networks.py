@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 import sparse_ae.data
 from sparse_ae import (SparseAutoencoder, evaluate_sparse_autoencoder, sweep, train_val_split)
+from sparse_ae.activations import TopK
 from sparse_ae.callbacks import Callback, StartFromData
 from sparse_ae.data import Batches, Rows, TensorRows, open_rows, sample_rows
 from sparse_ae.eval_viz import plot_reconstructions
@@ -319,7 +320,7 @@ def test_statistics_sweeps_initialization_and_the_explorer_take_a_store(original
     tables = [sweep(lambda: SparseAutoencoder(WIDTH, 8), *data, dict(sparsity_weight=[0.1, 0.2]),
                     **common).table for data in (parts, memory)]
     assert tables[0] == tables[1]
-    model = SparseAutoencoder(WIDTH, 24, hidden_dims=(), activation='topk')
+    model = SparseAutoencoder(WIDTH, 24, hidden_dims=(), activation=TopK(4))
     stats, wanted = (latent_statistics(model, data) for data in (parts[1], memory[1]))
     assert torch.equal(stats.density, wanted.density)
     plot_reconstructions(model, parts[1])
