@@ -262,7 +262,7 @@ def test_rows_are_copies_and_few_files_are_open(store):
     store[torch.arange(9)].zero_()
     assert torch.equal(store[:], before) and torch.equal(ActivationStore(store.folder)[:], before)
     assert len(store.record['shards']) > 4
-    assert store._mapped.cache_info().currsize <= 4
+    assert store._mapped.cache_info().currsize <= 2
 
 
 def test_a_store_can_be_sent_to_workers_and_copied(original):

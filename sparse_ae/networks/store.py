@@ -274,7 +274,7 @@ def _check_shard_file(folder:Path, shard:dict) -> None:
                          f"{shard['bytes']} expected")
 
 # %% ../../nbs/networks/01_store.ipynb #store020
-_OPEN_SHARDS = 4   # shards mapped at a time
+_OPEN_SHARDS = 2   # shards mapped at a time
 
 class ActivationStore(Rows):
     "Rows of activations in a folder, read by memory map, with their tokens and positions."
