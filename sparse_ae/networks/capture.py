@@ -21,8 +21,8 @@ from ..activations import eval_mode
 from ..callbacks import progress_bar
 from .hooks import find_module, hooked, run_model, to_rows
 from .store import ActivationStore, StoreWriter, check_finite
-from sparse_ae.validation import as_path, check_bool, check_choice, check_int, check_seed, \
-    first_parameter
+from ..validation import (as_path, check_bool, check_choice, check_int, check_seed,
+                                  first_parameter)
 
 # %% ../../nbs/networks/02_capture.ipynb #captr007
 class _EndOfForward(BaseException):
@@ -113,7 +113,7 @@ def kept_rows(
 def _moved(batch:Any, device:torch.device) -> Any:
     "Return a batch on a device."
     if isinstance(batch, Tensor): return batch.to(device)
-    if isinstance(batch, Mapping): return {name: _moved(item, device) for name, item in batch.items()}
+    if isinstance(batch, Mapping): return {k: _moved(item, device) for k, item in batch.items()}
     return type(batch)(_moved(i, device) for i in batch) if type(batch) in (tuple, list) else batch
 
 class RowSource:
@@ -123,7 +123,7 @@ class RowSource:
         model:nn.Module,                # Any module
         modules:Sequence[str],          # Names of modules of the model
         io:str='out',                   # Output (`'out'`) or input (`'in'`) of the modules
-        keep:'Callable[[Any], Tensor]|None'=None,  # As for `kept_rows`
+        keep:'Callable[[Any], Tensor]|None'=None,  # Mask of the rows to keep
         exclude_ids:Sequence[int]=(),   # Tokens whose rows are left out
         channels:int=-1,                # Dimension of the features
         stop_early:bool=True,           # Whether to end a pass after the last of the modules
@@ -156,8 +156,9 @@ def _check_inputs(inputs:Any) -> None:
 def _tensors(value:Any) -> Iterator[Tensor]:
     "Yield the tensors of a batch."
     if isinstance(value, Tensor): yield value
-    elif isinstance(value, (Mapping, tuple, list)):
-        for item in value.values() if isinstance(value, Mapping) else value: yield from _tensors(item)
+    elif isinstance(value, Mapping): yield from _tensors(list(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value: yield from _tensors(item)
 
 def _checksum(batch:Any, before:int) -> int:
     "Return the checksum of all batches up to this one."
@@ -242,8 +243,10 @@ def capture(
     writers = {name: StoreWriter(folder, dtype=dtype, shard_bytes=shard_bytes, resume=resume,
                                  source=dict(module=name, **settings))
                for name, folder in folders.items()}
-    if not all(writer.record['complete'] for writer in writers.values()):
-        _fill(writers, source, inputs, max_rows, verbose)
+    with ExitStack() as stack:
+        for writer in writers.values(): stack.callback(writer.wait)    # after an error as well
+        if not all(writer.record['complete'] for writer in writers.values()):
+            _fill(writers, source, inputs, max_rows, verbose)
     stores = {name: ActivationStore(folder) for name, folder in folders.items()}
     return stores[names[0]] if isinstance(modules, str) else stores
 
@@ -259,11 +262,11 @@ class Activations:
         batch_size:int=1024,            # Rows in a batch; the last one of a pass has fewer
         buffer_rows:int=2**16,          # Rows in the buffer in which rows are mixed
         seed:int=0,                     # Random seed; equal seeds give equal batches
-        io:str='out',                   # As for `capture`
-        keep:'Callable[[Any], Tensor]|None'=None,  # As for `capture`
-        exclude_ids:Sequence[int]=(),   # As for `capture`
-        channels:int=-1,                # As for `capture`
-        stop_early:bool=True,           # As for `capture`
+        io:str='out',                   # Output (`'out'`) or input (`'in'`) of the module
+        keep:'Callable[[Any], Tensor]|None'=None,  # Mask of the rows to keep
+        exclude_ids:Sequence[int]=(),   # Tokens whose rows are left out
+        channels:int=-1,                # Dimension of the features; 1 for feature maps
+        stop_early:bool=True,           # Whether to end a pass after the module
     ):
         _check_inputs(inputs)
         self.inputs, self.batch_size = inputs, check_int('batch_size', batch_size)

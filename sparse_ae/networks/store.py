@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from functools import lru_cache
@@ -88,18 +89,15 @@ class StoreWriter:
         self.folder = make_folder('folder', folder)
         self.dtype = None if dtype is None else DTYPES[_dtype_name(dtype)]
         self.shard_bytes = check_int('shard_bytes', shard_bytes, 2**12)
-        self.buffers, self.filled = None, 0
+        self.buffers, self.spare, self.filled = None, None, 0
+        self.thread, self.pending = ThreadPoolExecutor(1), None     # writes one shard at a time
         self.record = dict(format=FORMAT, width=None, dtype=None, columns=[], rows=0, shards=[],
                            complete=False, batches=0, rows_of_next=0, inputs={},
                            source=dict(source or {}))
         if (self.folder/STORE).exists(): self._resume(resume)
-        self.batches, self.to_skip = self.record['batches'], self.record['rows_of_next']
+        self.rows, self.batches = self.record['rows'], self.record['batches']
+        self.to_skip = self.record['rows_of_next']     # rows of the next batch that are written
         self._remove_unlisted_shards()
-
-    @property
-    def rows(self) -> int:
-        "Number of rows so far, with those that are not written yet."
-        return self.record['rows'] + self.filled
 
 def _dtype_name(dtype:torch.dtype) -> str:
     "Return the name of a dtype that a store can have."
@@ -145,8 +143,7 @@ def append(
     Raises `ValueError` for rows with NaN or infinity and for rows of another width."""
     columns = {name: values for name, values in (columns or {}).items() if values is not None}
     self._check(rows, columns)
-    self.record.update(batches=self.batches, inputs=dict(inputs or {}))
-    start = self.to_skip
+    progress, start = dict(batches=self.batches, inputs=dict(inputs or {})), self.to_skip
     while start < len(rows):
         stop = min(len(rows), start + self.shard_rows - self.filled)
         part = slice(self.filled, self.filled + stop - start)
@@ -154,8 +151,8 @@ def append(
             self.buffers[name][part].copy_(values[start:stop])
         check_finite('activations', self.buffers['activations'][part],
                      {name: self.buffers[name][part] for name in columns}, self.rows)
-        self.filled, start = part.stop, stop
-        if self.filled == self.shard_rows: self._write_shard(rows_of_next=start)
+        self.rows, self.filled, start = self.rows + stop - start, part.stop, stop
+        if self.filled == self.shard_rows: self._write_shard(**progress, rows_of_next=start)
     self.batches, self.to_skip = self.batches + 1, 0
 
 # %% ../../nbs/networks/01_store.ipynb #store014
@@ -179,32 +176,39 @@ def _check(self:StoreWriter, rows:Tensor, columns:dict[str, Tensor]) -> None:
     if sorted(columns) != self.record['columns']:
         raise ValueError(f"columns must be {self.record['columns']}, as before, got "
                          f"{sorted(columns)}")
-    if self.buffers is None: self._make_buffers()
+    if self.buffers is None: self.buffers = self._make_buffers()
 
 @patch
-def _make_buffers(self:StoreWriter) -> None:
-    "Allocate the buffers of one shard; the system provides their memory as they are filled."
+def _make_buffers(self:StoreWriter) -> dict[str, Tensor]:
+    "Return buffers of one shard; the system provides their memory as they are filled."
     kinds = dict(activations=DTYPES[self.record['dtype']],
                  **{name: COLUMNS[name] for name in self.record['columns']})
     widths = dict.fromkeys(kinds, 1) | dict(activations=self.record['width'])
     row_bytes = sum(widths[name] * dtype.itemsize for name, dtype in kinds.items())
     self.shard_rows = max(1, (self.shard_bytes - 2**10) // row_bytes)   # 2**10: the header
-    self.buffers = {name: torch.empty(self.shard_rows, *[widths[name]]*(name == 'activations'),
-                                      dtype=dtype, device='cpu') for name, dtype in kinds.items()}
+    return {name: torch.empty(self.shard_rows, *[widths[name]]*(name == 'activations'),
+                              dtype=dtype, device='cpu') for name, dtype in kinds.items()}
 
 # %% ../../nbs/networks/01_store.ipynb #store016
 @patch
-def _write_shard(self:StoreWriter, rows_of_next:int=0) -> None:
-    "Write the buffered rows as a shard, then `store.json`."
-    path = self.folder/f"{len(self.record['shards']):05d}.safetensors"
+def _write_shard(self:StoreWriter, **progress:Any) -> None:
+    "Start to write the buffered rows as a shard, and exchange the buffers."
+    self.wait()
     tensors = {name: values[:self.filled] for name, values in self.buffers.items()}
-    with _named_errors(path), atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={'first_row': str(self.record['rows'])})
-        shard = dict(file=path.name, rows=self.filled, bytes=temporary.stat().st_size,
-                     sha256=file_checksum(temporary))
-    self.record['shards'].append(shard)
-    self.record.update(rows=self.record['rows'] + self.filled, rows_of_next=rows_of_next)
+    self.pending = self.thread.submit(self._write, tensors, progress)
+    self.buffers, self.spare = self.spare or self._make_buffers(), self.buffers
     self.filled = 0
+
+@patch
+def _write(self:StoreWriter, tensors:dict[str, Tensor], progress:dict) -> None:
+    "Write a shard, then `store.json`."
+    path, rows = self.folder/f"{len(self.record['shards']):05d}.safetensors", self.record['rows']
+    with _named_errors(path), atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={'first_row': str(rows)})
+        shard = dict(file=path.name, rows=len(tensors['activations']),
+                     bytes=temporary.stat().st_size, sha256=file_checksum(temporary))
+    self.record['shards'].append(shard)
+    self.record.update(progress, rows=rows + shard['rows'])
     self._write_record()
 
 @patch
@@ -214,6 +218,13 @@ def _write_record(self:StoreWriter) -> None:
     with _named_errors(path), atomic_write(path) as temporary:
         temporary.write_text(json.dumps(self.record, indent=1) + '\n')
 
+# %% ../../nbs/networks/01_store.ipynb #store044
+@patch
+def wait(self:StoreWriter) -> None:
+    "Wait until all full shards are written. Raises the error with which that failed, if it did."
+    pending, self.pending = self.pending, None
+    if pending is not None: pending.result()
+
 @patch
 def close(
     self:StoreWriter,
@@ -222,11 +233,14 @@ def close(
     "Write the last rows, and mark the store as complete. Raises `ValueError` without rows."
     if self.record['complete']: return
     if not self.rows: raise ValueError("a store must have at least one row, got none")
-    self.record.update(complete=True, batches=self.batches, rows_of_next=0,
-                       inputs=dict(inputs or {}))
-    if self.filled: self._write_shard()
-    else: self._write_record()
-    self.buffers = None
+    progress = dict(complete=True, batches=self.batches, rows_of_next=0, inputs=dict(inputs or {}))
+    if self.filled: self._write_shard(**progress)
+    self.wait()
+    if not self.record['complete']:     # no row was left for a last shard
+        self.record.update(progress)
+        self._write_record()
+    self.buffers = self.spare = None
+    self.thread.shutdown()
 
 # %% ../../nbs/networks/01_store.ipynb #store018
 _KEYS = dict(format=int, width=(int, type(None)), dtype=(str, type(None)), columns=list, rows=int,
