@@ -516,8 +516,27 @@ def _buffers(self:Batches, generator:torch.Generator) -> Iterator[tuple[Rows, 'T
             parts = [slice(offset, offset + size) for offset in group.tolist()]
             # The rows after the last block come last, so that all passes have equal buffers
             if number == len(blocks) and n % size: parts.append(slice(n - n % size, n))
-            rows = torch.cat([self.rows[part] for part in parts])
-            yield TensorRows(rows), _randperm(len(rows), generator)
+            order = _randperm(sum(part.stop - part.start for part in parts), generator)
+            yield TensorRows(self._read_slices(parts, len(order))), order
+
+@patch
+def _read_slices(self:Batches, parts:list[slice], total:int) -> Tensor:
+    "Read slices of `total` rows into one tensor, without a second copy of all of them."
+    buffer, done = None, 0
+    for part in parts:
+        block = self.rows[part]
+        self._check_length(block, part)
+        if buffer is None: buffer = block.new_empty(total, *block.shape[1:])
+        buffer[done:done + len(block)] = block
+        done += len(block)
+    return buffer
+
+@patch
+def _check_length(self:Batches, rows:Tensor, part:slice) -> None:
+    "Raise `ValueError` unless there is one row for each index of a slice."
+    if len(rows) == part.stop - part.start: return
+    raise ValueError(f"{self.name} must give one row for each of {part.stop - part.start} indices, "
+                     f"got {len(rows)}")
 
 # %% ../nbs/04_data.ipynb #blocks01
 @patch
@@ -550,11 +569,10 @@ def _steps_from_rows(self:Batches, generator:torch.Generator) -> Iterator[list[T
             x = rows[part if order is None else order[part]]  # a view if the order is that of rows
             if not isinstance(self.rows, TensorRows):
                 x = self._check_batch(self.name, x, warn=is_first)
-                if len(x) != part.stop - part.start:
-                    raise ValueError(f"{self.name} must give one row for each of "
-                                     f"{part.stop - part.start} indices, got {len(x)}")
+                self._check_length(x, part)
             is_first = False
             yield x.tensor_split(_ceil_div(len(x), self.batch_size))
+        rows = order = None   # frees a buffer before the next one is read
 
 # %% ../nbs/04_data.ipynb #c9de64ac
 @patch
