@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data import Rows
+from ..data import ROW_FOLDERS, Rows
 from ..io import atomic_write
 from ..validation import (as_path, check_choice, check_fraction, check_int,
                                   check_seed, make_folder, warn_caller)
@@ -534,3 +534,5 @@ def verify(self:ActivationStore) -> None:
         path = self.folder/shard['file']
         if file_checksum(path) != shard['sha256']:
             raise ValueError(f"{path} is damaged: its checksum is not that of {STORE}")
+
+ROW_FOLDERS[STORE] = ActivationStore
