@@ -102,18 +102,17 @@ def _hooked_by_name(model:nn.Module, name:str, function:Callable, io:str) -> Ite
                            "it is no part of this forward pass, its forward is called directly, or "
                            "the model was compiled before")
 
+# %% ../../nbs/networks/03_splice.ipynb #splice9a
 def _check_sae(sae:Any) -> nn.Module:
     "Return `sae` if it is a module with `encode` and `decode`. Raises `TypeError` otherwise."
     try: return check_autoencoder(sae)
     except TypeError as error: raise TypeError(f"sae: {error}") from None
 
-def _check_width(name:str, x:Tensor, sae:nn.Module, channels:int) -> None:
+def _check_width(name:str, width:int, sae:nn.Module) -> None:
     "Raise `ValueError` unless the activations of a module have the width of the sae."
-    width, found = getattr(sae, 'input_dim', None), to_rows(x, channels).shape[1]
-    if width not in (None, found):
-        raise ValueError(f"sae must take the {found} features of module {name!r} (dimension "
-                         f"{channels} of its activations, shape {tuple(x.shape)}), got an sae with "
-                         f"input_dim={width}")
+    if getattr(sae, 'input_dim', width) != width:
+        raise ValueError(f"sae must take the {width} features of module {name!r}, got an sae with "
+                         f"input_dim={sae.input_dim}; channels is the dimension of the features")
 
 @contextmanager
 def splice(
@@ -134,10 +133,10 @@ def splice(
     parameter changes. Raises `RuntimeError` if the module is not called within the block."""
     _check_sae(sae)
     check_bool('error_term', error_term)
-    reconstruct = partial(_reconstruct_rows, sae=sae, error_term=error_term, edit=edit)
-    def replace(x:Tensor) -> Tensor:
-        _check_width(module, x, sae, channels)
-        return _replace_rows(x, reconstruct, positions, channels)
+    def reconstruct(rows:Tensor) -> Tensor:
+        _check_width(module, rows.shape[1], sae)
+        return _reconstruct_rows(rows, sae, error_term, edit)
+    replace = partial(_replace_rows, function=reconstruct, positions=positions, channels=channels)
     with eval_mode(sae), _hooked_by_name(model, module, replace, io): yield model
 
 # %% ../../nbs/networks/03_splice.ipynb #splice19
@@ -316,6 +315,7 @@ def _add_batch(
         if positions is not None and positions.shape == kl.shape: kl = kl[positions.to(kl.device)]
         means.add(f'kl_{name}', kl.flatten(), samples)
 
+# %% ../../nbs/networks/03_splice.ipynb #splice3b
 def _recovered(original:float, spliced:float, ablated:float) -> float:
     "Loss recovered, equation (3); NaN if the ablation changes nothing."
     return 1 - (spliced - original) / (ablated - original) if ablated != original else float('nan')
@@ -328,6 +328,11 @@ def _results(means:_Means, loss:'Callable|None', logits:'Callable|None') -> dict
     original, spliced, zero, mean = losses.values()
     return {**losses, 'loss_recovered': _recovered(original, spliced, zero),
             'loss_recovered_from_mean': _recovered(original, spliced, mean), **kl}
+def _check_repeatable(batches:Iterable) -> Iterable:
+    "Return `batches`. Raises `ValueError` for an iterator, which can be read only once."
+    if not isinstance(batches, Iterator): return batches
+    raise ValueError("inputs must be readable twice, such as a list or a DataLoader, or mean must "
+                     f"be given; got an iterator, {type(batches).__name__}")
 
 # %% ../../nbs/networks/03_splice.ipynb #splice37
 def evaluate_in_network(
@@ -370,9 +375,3 @@ def evaluate_in_network(
                        positions)
             samples += _count_samples(batch)
     return {**_results(means, loss, logits), 'samples': samples}
-
-def _check_repeatable(batches:Iterable) -> Iterable:
-    "Return `batches`. Raises `ValueError` for an iterator, which can be read only once."
-    if not isinstance(batches, Iterator): return batches
-    raise ValueError("inputs must be readable twice, such as a list or a DataLoader, or mean must "
-                     f"be given; got an iterator, {type(batches).__name__}")
