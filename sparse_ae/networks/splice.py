@@ -146,8 +146,11 @@ def _per_latent(
     like:Tensor,            # Row of other values, shape `(latent_dim,)`
 ) -> Tensor:                # Shape `(latent_dim,)`
     "Return a copy of a row with other values at some latents. Raises `ValueError` for bad indices."
-    if not isinstance(latents, (int, Tensor)): latents = list(latents)
-    index = as_tensor('latents', latents).reshape(-1).long()
+    if isinstance(latents, Iterable) and not isinstance(latents, Tensor): latents = list(latents)
+    index = as_tensor('latents', latents).reshape(-1)
+    if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
+        raise TypeError(f"latents must be whole numbers, got {index.dtype}")
+    index = index.long()
     if index.numel() and not 0 <= index.min() <= index.max() < len(like):
         raise ValueError(f"latents must be indices from 0 to {len(like) - 1}, got {index.tolist()}")
     values = as_tensor('values', values).to(like)
@@ -252,6 +255,13 @@ def _count_samples(batch:Any) -> int:
     values = [value for _, value in batch.items()] if isinstance(batch, Mapping) else batch
     if isinstance(batch, Tensor): values = [batch]
     return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 1)
+def _at_least_one(batches:Iterable) -> Iterator:
+    "Yield batches. Raises `ValueError` if there are none."
+    is_empty = True
+    for batch in batches:
+        is_empty = False
+        yield batch
+    if is_empty: raise ValueError("inputs must give at least one batch, got none")
 
 # %% ../../nbs/networks/03_splice.ipynb #splice33
 def mean_of_activations(
@@ -274,7 +284,7 @@ def mean_of_activations(
         dtype = torch.promote_types(x.dtype, torch.float32)
         total, rows = total + chosen.sum(0, dtype=dtype).cpu().double(), rows + len(chosen)
     with eval_mode(model), torch.no_grad(), _hooked_by_name(model, module, add, io):
-        for batch in inputs:
+        for batch in _at_least_one(inputs):
             mask = _kept(batch, keep)
             forward(model, batch)
     if not rows: raise ValueError("inputs must have activations to keep, got none")
@@ -365,7 +375,7 @@ def evaluate_in_network(
     mean = as_tensor('mean', mean)
     bar = progress_bar(not verbose, iterable=batches, desc='evaluation', delay=2, leave=False)
     with eval_mode(model), torch.no_grad(), bar:
-        for batch in bar:
+        for batch in _at_least_one(bar):
             positions = _kept(batch, keep)
             options = dict(io=io, channels=channels, positions=positions)
             replacements = (splice(model, module, sae, **options),
