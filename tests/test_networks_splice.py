@@ -409,6 +409,13 @@ def test_positions_choose_rows(seed):
     assert seen == ([int(mask.sum())]*3 if mask.any() else [])   # other rows are not encoded
 
 
+def test_without_positions_nothing_is_encoded(network):
+    x, codes = torch.randn(9, 4), []
+    with splice(network, 'b', make_sae(), positions=torch.tensor(False), edit=codes.append):
+        y = network(x)
+    assert torch.equal(y, network(x)) and not codes
+
+
 def test_gradients_at_positions(network):
     sae, x = make_sae(), torch.randn(5, 4, requires_grad=True)
     mask = torch.tensor([True, False, False, True, False])
@@ -549,7 +556,7 @@ def test_bad_losses_and_logits(network):
     measure = partial(evaluate_in_network, network, 'b', make_sae(), x, verbose=0)
     with pytest.raises(TypeError, match='loss must'): measure(lambda output, batch: None)
     with pytest.raises(ValueError, match='loss must'): measure(logits=None)
-    with pytest.raises(ValueError, match='logits=None'): measure(logits=lambda output: output[:, :1])
+    with pytest.raises(ValueError, match='logits=None'): measure(logits=lambda y: y[:, :1])
     assert measure(lambda output, batch: 1., logits=None)['loss_spliced'] == 1
     assert 'kl_spliced' not in measure(lambda output, batch: 1., logits=None)
 
