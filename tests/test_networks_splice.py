@@ -461,7 +461,6 @@ def test_padding_changes_no_measure(left):
     assert_close(a, b, atol=1e-5, rtol=1e-4)             # ratios of small differences among them
     means = [mean_of_activations(model, 'mix', batches) for batches in (alone, [padded])]
     assert_close(*means)
-    assert b == evaluate_in_network(model, 'mix', sae, padded, next_token_loss, verbose=0)
     ignored = evaluate_in_network(model, 'mix', sae, [padded], next_token_loss, verbose=0,
                                   keep=lambda batch: None)
     assert ignored['loss_mean_ablated'] != b['loss_mean_ablated']
@@ -491,7 +490,7 @@ def test_measures_by_hand():
 
 
 def test_without_a_loss_the_divergence_is_the_loss(network):
-    result = evaluate_in_network(network, 'b', make_sae(), torch.randn(9, 4), verbose=0)
+    result = evaluate_in_network(network, 'b', make_sae(), [torch.randn(9, 4)], verbose=0)
     assert result['loss_original'] == 0
     for name in ('spliced', 'zero_ablated', 'mean_ablated'):
         assert result[f'loss_{name}'] == result[f'kl_{name}']
@@ -517,7 +516,7 @@ def test_identity_and_zero_recover_all_and_nothing(network, io, dtype):
 
 def test_a_network_that_ignores_the_module_has_no_loss_recovered(network):
     nn.init.zeros_(network.e.weight)
-    result = evaluate_in_network(network, 'b', make_sae(), torch.randn(9, 4), verbose=0)
+    result = evaluate_in_network(network, 'b', make_sae(), [torch.randn(9, 4)], verbose=0)
     assert result['kl_spliced'] == 0 and result['loss_recovered'] != result['loss_recovered']
 
 
@@ -526,7 +525,7 @@ def test_measuring_leaves_network_and_sae_as_they_are(network):
     network.train()
     network.c.eval()
     sae, x = make_sae().train(), torch.randn(9, 4)
-    a, b = (evaluate_in_network(network, 'b', sae, x, verbose=0) for _ in range(2))
+    a, b = (evaluate_in_network(network, 'b', sae, [x], verbose=0) for _ in range(2))
     assert a == b                                        # no dropout
     assert network.training and network.dropout.training and not network.c.training and sae.training
     assert not hooks(network)
@@ -536,7 +535,7 @@ def test_measuring_leaves_network_and_sae_as_they_are(network):
 def test_batches(network):
     sae, x = make_sae(), torch.randn(9, 4)
     loader = torch.utils.data.DataLoader(x, batch_size=4)
-    expected = evaluate_in_network(network, 'b', sae, x, verbose=0)
+    expected = evaluate_in_network(network, 'b', sae, [x], verbose=0)
     assert_close(evaluate_in_network(network, 'b', sae, loader, verbose=0), expected)
     mean = mean_of_activations(network, 'b', iter(loader))
     assert_close(evaluate_in_network(network, 'b', sae, iter(loader), mean=mean.numpy(), verbose=0),
@@ -547,13 +546,15 @@ def test_batches(network):
         evaluate_in_network(network, 'b', sae, [], verbose=0)
     with pytest.raises(ValueError, match='inputs must'):
         evaluate_in_network(network, 'b', sae, [], mean=mean, verbose=0)
+    with pytest.raises(TypeError, match='inputs must'):
+        evaluate_in_network(network, 'b', sae, x, mean=mean, verbose=0)
     with pytest.raises(ValueError, match='inputs must'):
-        evaluate_in_network(network, 'b', sae, x, keep=lambda x: torch.zeros(9), verbose=0)
+        evaluate_in_network(network, 'b', sae, [x], keep=lambda x: torch.zeros(9), verbose=0)
 
 
 def test_bad_losses_and_logits(network):
     x = torch.randn(9, 4)
-    measure = partial(evaluate_in_network, network, 'b', make_sae(), x, verbose=0)
+    measure = partial(evaluate_in_network, network, 'b', make_sae(), [x], verbose=0)
     with pytest.raises(TypeError, match='loss must'): measure(lambda output, batch: None)
     with pytest.raises(ValueError, match='loss must'): measure(logits=None)
     with pytest.raises(ValueError, match='logits=None'): measure(logits=lambda y: y[:, :1])

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from ..activations import eval_mode
 from ..callbacks import progress_bar
 from ..models import between_steps, check_autoencoder, decode_batch, encode_batch
-from .hooks import (find_module, first_tensor, from_rows, hooked, run_model,
-                                      to_rows)
-from ..validation import (as_tensor, autocast_disabled, check_bool, check_returned)
+from .hooks import (check_inputs, find_module, first_tensor, from_rows, hooked,
+                                      kept_mask, run_model, to_device, to_rows)
+from ..validation import (as_tensor, autocast_disabled, check_bool, check_returned,
+                                  first_parameter)
 
 # %% ../../nbs/networks/03_splice.ipynb #splice05
 def _row_mask(
@@ -31,8 +32,9 @@ def _row_mask(
     channels:int,                            # Dimension of the features
 ) -> 'Tensor|None':                          # Shape `(rows,)`
     "Return which rows are at the chosen positions; `None` for all."
-    if positions is None: return None
-    mask = as_tensor('positions', positions(x) if callable(positions) else positions).to(x.device)
+    mask = positions(x) if callable(positions) else positions
+    if mask is None: return None
+    mask = as_tensor('positions', mask).to(x.device)
     if mask.dtype != torch.bool:
         raise TypeError(f"positions must be True or False for each position, got {mask.dtype}")
     leading = x.movedim(channels, -1).shape[:-1]
@@ -224,15 +226,9 @@ def next_token_loss(
                          f"of the batch; got {tuple(logits.shape)}")
     following = ids[:, 1:].flatten().to(logits.device)
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), following, reduction='none')
-    mask = _kept(batch, None)
+    mask = kept_mask(batch, ids.shape)
     if mask is None: return losses
     return losses[(mask[:, 1:] & mask[:, :-1]).flatten().to(losses.device)]
-
-def _kept(batch:Any, keep:'Callable|None') -> 'Tensor|None':
-    "Return the mask of `keep`, or else the `attention_mask` of a batch; `None` to keep all."
-    if keep is not None: mask = keep(batch)
-    else: mask = batch.get('attention_mask') if isinstance(batch, Mapping) else None
-    return None if mask is None else as_tensor('keep', mask).bool()
 
 # %% ../../nbs/networks/03_splice.ipynb #splice32
 class _Means:
@@ -255,13 +251,17 @@ def _count_samples(batch:Any) -> int:
     values = [value for _, value in batch.items()] if isinstance(batch, Mapping) else batch
     if isinstance(batch, Tensor): values = [batch]
     return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 1)
-def _at_least_one(batches:Iterable) -> Iterator:
-    "Yield batches. Raises `ValueError` if there are none."
-    is_empty = True
-    for batch in batches:
+def _batches(model:nn.Module, inputs:Iterable) -> Iterator:
+    "Yield batches on the device of the model. Raises `ValueError` if there are none."
+    device, is_empty = first_parameter(model).device, True
+    for batch in inputs:
         is_empty = False
-        yield batch
+        yield to_device(batch, device)
     if is_empty: raise ValueError("inputs must give at least one batch, got none")
+
+def _kept_positions(batch:Any, keep:'Callable|None', channels:int) -> Callable:
+    "Return a function of activations that gives the mask of the positions that are kept."
+    return lambda x: kept_mask(batch, x.movedim(channels, -1).shape[:-1], keep)
 
 # %% ../../nbs/networks/03_splice.ipynb #splice33
 def mean_of_activations(
@@ -271,21 +271,21 @@ def mean_of_activations(
     *,
     io:str='out',           # `'out'`: output of the module; `'in'`: its input
     channels:int=-1,        # Dimension of the features; 1 for convolutional maps
-    keep:'Callable|None'=None,      # Function of a batch that returns a mask of positions
+    keep:'Callable|None'=None,      # Mask of a batch, see `kept_mask`
     forward:Callable=run_model,     # Function of model and batch that returns the output
 ) -> Tensor:                # Shape `(width,)`, in double precision
     """Mean of the activations of a module over batches, without the padding of an
     `attention_mask`, or without the positions that `keep` leaves out."""
-    total, rows, mask = 0., 0, None
+    total, rows, positions = 0., 0, None
     def add(x:Tensor) -> None:
         nonlocal total, rows
-        chosen, where = to_rows(x, channels), _row_mask(x, mask, channels)
+        chosen, where = to_rows(x, channels), _row_mask(x, positions, channels)
         if where is not None: chosen = chosen[where]
         dtype = torch.promote_types(x.dtype, torch.float32)
         total, rows = total + chosen.sum(0, dtype=dtype).cpu().double(), rows + len(chosen)
     with eval_mode(model), torch.no_grad(), _hooked_by_name(model, module, add, io):
-        for batch in _at_least_one(inputs):
-            mask = _kept(batch, keep)
+        for batch in _batches(model, check_inputs(inputs)):
+            positions = _kept_positions(batch, keep, channels)
             forward(model, batch)
     if not rows: raise ValueError("inputs must have activations to keep, got none")
     return total / rows
@@ -295,7 +295,7 @@ _REPLACED = 'spliced', 'zero_ablated', 'mean_ablated'
 
 @contextmanager
 def _fixed_row(model:nn.Module, module:str, row:Tensor, io:str, channels:int,
-               positions:'Tensor|None') -> Iterator[None]:
+               positions:'Callable|None') -> Iterator[None]:
     "Replace the activations of a module by one row `(width,)` at all or some positions."
     def fixed(rows:Tensor) -> Tensor:
         if row.shape != rows.shape[1:]:
@@ -312,7 +312,7 @@ def _add_batch(
     replacements:Iterable[AbstractContextManager],   # One for each name of `_REPLACED`
     loss:'Callable|None',       # Function of output and batch
     logits:'Callable|None',     # Function of the output
-    positions:'Tensor|None',    # Mask of positions that count
+    keep:'Callable|None',       # Function of a batch that returns a mask of positions
 ) -> None:
     "Add the losses and divergences of a batch."
     original, samples = forward(), _count_samples(batch)
@@ -322,8 +322,8 @@ def _add_batch(
         if loss: means.add(f'loss_{name}', loss(output, batch), samples)
         if not logits: continue
         kl = logits_kl_divergence(logits(original), logits(output))
-        if positions is not None and positions.shape == kl.shape: kl = kl[positions.to(kl.device)]
-        means.add(f'kl_{name}', kl.flatten(), samples)
+        mask = kept_mask(batch, kl.shape, keep)
+        means.add(f'kl_{name}', kl.flatten() if mask is None else kl[mask.to(kl.device)], samples)
 
 # %% ../../nbs/networks/03_splice.ipynb #splice3b
 def _recovered(original:float, spliced:float, ablated:float) -> float:
@@ -349,12 +349,12 @@ def evaluate_in_network(
     model:nn.Module,        # Any module
     module:str,             # Name of a part of it, as in `model.named_modules()`
     sae:nn.Module,          # Module with `encode` and `decode`
-    inputs:Iterable,        # Batches for `forward`, read twice; a tensor or a mapping is one batch
+    inputs:Iterable,        # Batches for `forward`; read twice, unless `mean` is given
     loss:'Callable|None'=None,  # Function of output and batch; `None`: the KL divergence
     *,
     io:str='out',           # `'out'`: output of the module; `'in'`: its input
     channels:int=-1,        # Dimension of the features; 1 for convolutional maps
-    keep:'Callable|None'=None,    # Function of a batch that returns a mask of positions
+    keep:'Callable|None'=None,    # Mask of a batch, see `kept_mask`
     mean:'Tensor|None'=None,      # Mean of the activations, `(width,)`; `None`: over `inputs`
     logits:'Callable|None'=output_logits,  # Function of the output; `None`: no KL divergence
     forward:Callable=run_model,   # Function of model and batch that returns the output
@@ -368,20 +368,20 @@ def evaluate_in_network(
     Source: Cunningham et al. 2023; Rajamanoharan et al. 2024."""
     if not (loss or logits): raise ValueError("loss must be a function if logits is None, got None")
     sae, means, samples = between_steps(_check_sae(sae)), _Means(), 0
-    batches = [inputs] if isinstance(inputs, (Tensor, Mapping)) else inputs
     if mean is None:
-        mean = mean_of_activations(model, module, _check_repeatable(batches), io=io,
+        mean = mean_of_activations(model, module, _check_repeatable(inputs), io=io,
                                    channels=channels, keep=keep, forward=forward)
     mean = as_tensor('mean', mean)
-    bar = progress_bar(not verbose, iterable=batches, desc='evaluation', delay=2, leave=False)
+    bar = progress_bar(not verbose, iterable=check_inputs(inputs), desc='evaluation', delay=2,
+                       leave=False)
     with eval_mode(model), torch.no_grad(), bar:
-        for batch in _at_least_one(bar):
-            positions = _kept(batch, keep)
-            options = dict(io=io, channels=channels, positions=positions)
+        for batch in _batches(model, bar):
+            options = dict(io=io, channels=channels,
+                           positions=_kept_positions(batch, keep, channels))
             replacements = (splice(model, module, sae, **options),
                             _fixed_row(model, module, torch.zeros_like(mean), **options),
                             _fixed_row(model, module, mean, **options))
             _add_batch(means, batch, partial(forward, model, batch), replacements, loss, logits,
-                       positions)
+                       keep)
             samples += _count_samples(batch)
     return {**_results(means, loss, logits), 'samples': samples}
