@@ -23,6 +23,8 @@ def find_module(
     name:str,           # Dotted name, as in `model.named_modules()`; `''` is the model itself
 ) -> nn.Module:
     "Return a module by its name. Raises `ValueError` with the nearest names if there is none."
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(name, str):
         raise TypeError(f"module must be a name from model.named_modules(), got {name!r:.80}")
     modules = dict(model.named_modules(remove_duplicate=False))

@@ -365,7 +365,7 @@ def evaluate_in_network(
     The padding of an `attention_mask`, or the positions that `keep` leaves out, are neither
     replaced nor averaged. `loss` returns one value for each sample or token, or one for the batch.
     The model and the sae are in eval mode meanwhile.
-    Source: Cunningham et al. 2023; Rajamanoharan et al. 2024."""
+    Source: Bricken et al. 2023; Rajamanoharan et al. 2024, *Gated sparse autoencoders*."""
     if not (loss or logits): raise ValueError("loss must be a function if logits is None, got None")
     sae, means, samples = between_steps(_check_sae(sae)), _Means(), 0
     if mean is None:
