@@ -125,9 +125,9 @@ def dictionary_stability(
 ) -> Stability:
     """Measure how far each atom reappears in other dictionaries, equations (1) and (2).
 
-    A zero atom has the cosine 0 with all atoms: set those of dead latents to 0. Raises `ValueError` without other
-    dictionaries or without an atom. Source: Gerasimov et al., *Unstable features, reproducible
-    subspaces*, 2026."""
+    A zero atom has the cosine 0 with all atoms: set those of dead latents to 0. Raises
+    `ValueError` without other dictionaries or without an atom. Source: Gerasimov et al., *Unstable
+    features, reproducible subspaces*, 2026."""
     threshold = check_number('threshold', threshold, 'from -1 to 1', lambda v: -1 <= v <= 1)
     a, others = _unit_atoms('atoms', atoms), [_unit_atoms('others', b) for b in others]
     if not others: raise ValueError("others must have at least one dictionary, got none")
@@ -524,7 +524,7 @@ def _check_parents(parents:Any, n_features:int) -> np.ndarray:
 def _absorbers(latents:np.ndarray, parent:int, children:np.ndarray, atoms:'tuple|None',
                min_cosine:float) -> np.ndarray:
     "Return the children whose main latent may absorb the parent."
-    possible = (latents[children] >= 0) & (latents[children] != latents[parent])
+    possible = latents[children] >= 0
     if atoms is not None:
         learned, true = atoms
         possible &= (learned[latents[children]] @ true[parent] >= min_cosine).numpy()
@@ -695,7 +695,7 @@ def _mutual_information(a:np.ndarray, b:np.ndarray, bins:int=16) -> float:
     "Estimate the mutual information in bits, on equal intervals from -3 to 3."
     cells = [((v + 3) * (bins/6)).clip(0, bins - 1).astype(int) for v in (a, b)]
     table = np.bincount(cells[0]*bins + cells[1], minlength=bins**2).reshape(bins, bins)
-    entropy = lambda counts: -sum(c/len(a) * np.log2(c/len(a)) for c in counts.ravel() if c)
+    entropy = lambda counts: -(p := counts[counts > 0] / len(a)) @ np.log2(p)
     occupied = [np.count_nonzero(t) for t in (table.sum(1), table.sum(0), table)]
     bias = (occupied[2] - occupied[0] - occupied[1] + 1) / (2*len(a)*np.log(2))
     return entropy(table.sum(1)) + entropy(table.sum(0)) - entropy(table) - bias
