@@ -843,6 +843,8 @@ def plot_manifold_clusters(
     return save_figure(fig, save_path)
 
 # %% ../nbs/16_measures.ipynb #meas_081
+_METHODS = {'tsne': 't-SNE', 'mds': 'MDS'}
+
 def _embed(a:np.ndarray, method:str, seed:int) -> np.ndarray:
     "Embed unit atoms in two dimensions."
     manifold = require('sklearn.manifold', 'sklearn')
@@ -863,7 +865,7 @@ def dictionary_coordinates(
 
     Raises `ValueError` for less than four atoms that are not zero, `ImportError` without
     scikit-learn."""
-    check_choice('method', method, ('tsne', 'mds'))
+    check_choice('method', method, _METHODS)
     a = _unit_atoms('atoms', atoms).double().numpy()
     is_atom = a.any(1)
     if is_atom.sum() < 4:
@@ -904,5 +906,5 @@ def plot_dictionary_map(
     ax = fig.subplots()
     if color.any() or color.dtype.kind not in 'fiub': _scatter(ax, xy, color, label)
     else: ax.scatter(*xy.T, s=14, color='0.4')
-    ax.set(xticks=[], yticks=[], title=f'{len(xy)} atoms, {method} of cosine distances')
+    ax.set(xticks=[], yticks=[], title=f'{len(xy)} atoms, {_METHODS[method]} of cosine distances')
     return save_figure(fig, save_path)

@@ -132,6 +132,14 @@ def test_span_fraction_and_angles_turn_with_the_space(seed, neighbors):
     np.testing.assert_allclose(whole[0].angles, whole[1].angles, atol=0.2)
 
 
+def test_subspaces_are_those_with_most_of_the_atoms():
+    e = torch.eye(4)
+    found = subspace_agreement(e[[0, 0, 0, 1]], e[[0, 0, 2]], 1)
+    assert found.agreement == pytest.approx(1) and found.chance == 0.25
+    assert subspace_agreement(e[[0, 0, 0, 1]], e[[2, 2, 0]], 1).agreement == pytest.approx(0)
+    assert subspace_agreement(e[[0]*10 + [1]], e[[0, 1]]).rank == 1   # 90 % of the squares
+
+
 def test_span_of_no_atom():
     parts = span_fraction(torch.zeros(2, 4), torch.eye(4), 2)
     assert np.isnan(parts.mean) and np.isnan(parts.fractions).all()
