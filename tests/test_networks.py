@@ -399,7 +399,8 @@ def test_layers_of_a_transformer_are_those_of_its_own_forward_pass(tmp_path):
 def test_models_of_transformers_with_padding_on_either_side(tmp_path):
     transformers = pytest.importorskip('transformers')
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=60, n_embd=WIDTH, n_layer=3, n_head=2, n_positions=32)
+    config = transformers.GPT2Config(vocab_size=60, n_embd=WIDTH, n_layer=3, n_head=2,
+                                     n_positions=32, bos_token_id=0, eos_token_id=0)
     model = transformers.GPT2Model(config).train()
     ids = torch.randint(2, 60, (6, 12))
     mask = torch.ones_like(ids)
@@ -408,7 +409,8 @@ def test_models_of_transformers_with_padding_on_either_side(tmp_path):
     store = capture(model, 'h.1', inputs, tmp_path/'gpt', verbose=0, exclude_ids=[5])
     kept = (mask == 1) & (ids != 5)
     assert model.training and torch.equal(store.token_ids[:], ids[kept].int())
-    with torch.no_grad(): hidden = model.eval()(ids, mask, output_hidden_states=True).hidden_states
+    with torch.no_grad(): hidden = model.eval()(
+        input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
     assert_close(store[:], hidden[2][kept])
     assert torch.equal(store.samples[:], kept.nonzero()[:, 0])
     assert torch.equal(store.positions[:], kept.nonzero()[:, 1].int())
