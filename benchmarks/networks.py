@@ -24,7 +24,7 @@ from sparse_ae.networks.store import ActivationStore, StoreWriter
 
 HERE = Path(__file__).resolve().parent
 WIDTH, HEADS, LENGTH, BATCH = 384, 12, 128, 4
-N_BATCHES = 48    # many, since the first one is computed to its end
+N_BATCHES = 32    # many, since the first one is computed to its end
 
 
 class Layer(nn.Module):
@@ -46,7 +46,8 @@ class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.embed, self.layers = nn.Embedding(30_000, WIDTH), nn.ModuleList(Layer() for _ in range(6))
+        self.embed = nn.Embedding(30_000, WIDTH)
+        self.layers = nn.ModuleList(Layer() for _ in range(6))
         self.depth = len(self.layers)
 
     def forward(self, input_ids, attention_mask=None):
