@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -371,6 +372,21 @@ def test_every_row_comes_once_from_shuffled_blocks(original, small_buffers):
     for _ in range(2):
         rows = torch.cat(list(batches))
         assert torch.equal(rows.sort(0)[0], part[:].sort(0)[0]) and not torch.equal(rows, part[:])
+
+
+def test_shuffled_blocks_are_not_kept_beside_the_buffer(original, small_buffers):
+    blocks, alive = [], []
+
+    class Watched(ActivationStore):
+        def __getitem__(self, indices):
+            alive.append(sum(block() is not None for block in blocks))
+            rows = super().__getitem__(indices)
+            blocks.append(weakref.ref(rows))
+            return rows
+    store = Watched(original.folder)
+    batches = Batches('x', store, SparseAutoencoder(WIDTH, 5), 64, shuffle=True, seed=0)
+    alive.clear()
+    assert sum(map(len, batches)) == len(store) and len(alive) > 60 and max(alive) <= 1
 
 
 def test_a_store_of_another_width(original):
