@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 import sparse_ae.data
-from sparse_ae import (SparseAutoencoder, evaluate_sparse_autoencoder, sweep, train_val_split)
+from sparse_ae import SparseAutoencoder, evaluate_sparse_autoencoder, sweep, train_val_split
 from sparse_ae.activations import TopK
 from sparse_ae.callbacks import Callback, StartFromData
 from sparse_ae.data import Batches, Rows, TensorRows, open_rows, sample_rows
@@ -71,7 +72,7 @@ def small_buffers(monkeypatch):
 # ---------------------------------------------------------------------------------- interruptions
 
 KILLED = '''
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -93,9 +94,9 @@ while kills < 20:
     time.sleep(delays.uniform(0, seconds / 12))
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    if not os.WIFSIGNALED(status): break
-    kills += 1
-print(kills, (home/'killed'/'0'/'00001.safetensors').exists())
+    if os.WIFSIGNALED(status): kills += 1
+    else: shutil.rmtree(home/'killed')      # it was complete before the signal: start again
+print(kills)
 run(home/'killed')
 '''
 
@@ -104,7 +105,7 @@ def test_a_capture_that_is_killed_loses_and_doubles_no_row(tmp_path):
     done = subprocess.run([sys.executable, '-c', KILLED, __file__.rpartition('/')[0], tmp_path],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ['20', 'True']        # killed, and within the capture
+    assert done.stdout.split()[0] == '20'
     whole, killed = contents(tmp_path/'whole'), contents(tmp_path/'killed')
     assert whole.keys() == killed.keys() and len(whole) > 40
     for name, data in whole.items(): assert killed[name] == data, name
@@ -128,9 +129,9 @@ def test_any_batches_and_interruptions_give_the_same_store(tmp_path_factory, n, 
     options = dict(shard_bytes=2**12, verbose=0)
     whole = capture(nn.Identity(), '', inputs, home/'whole', **options)
     for number, stop in enumerate(sorted(stops)):
-        try: capture(nn.Identity(), '', interrupted(stop), home/'part', resume=number > 0, **options)
+        try:
+            capture(nn.Identity(), '', interrupted(stop), home/'part', resume=number > 0, **options)
         except Interrupt: pass
-        except ValueError as error: assert 'use resume' in str(error) or 'batches that' in str(error)
     part = capture(nn.Identity(), '', inputs, home/'part', resume=True, **options)
     assert contents(home/'whole') == contents(home/'part')
     assert torch.equal(part[:], torch.cat(inputs)) and torch.equal(part[:], whole[:])
@@ -165,29 +166,35 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, original):
 
 # ------------------------------------------------------------------------------------------ damage
 
+def index(shards):
+    return shards[0].with_name(STORE)
+
+
 def change_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize('damage, error, message', [
     (lambda s: s[1].unlink(), FileNotFoundError, '00001.safetensors is missing'),
-    (lambda s: s[1].write_bytes(s[1].read_bytes()[:-1]), ValueError, '00001.safetensors is damaged'),
-    (lambda s: s[1].write_bytes(s[2].read_bytes()), ValueError, '00001.safetensors must begin with row'),
+    (lambda s: s[1].write_bytes(s[1].read_bytes()[:-1]), ValueError,
+     '00001.safetensors is damaged'),
+    (lambda s: s[1].write_bytes(s[2].read_bytes()), ValueError,
+     '00001.safetensors must begin with row'),
     (lambda s: s[1].write_bytes(b'\xff' * s[1].stat().st_size), ValueError,
      '00001.safetensors cannot be read as a shard'),
-    (lambda s: s[0].with_name(STORE).unlink(), FileNotFoundError, 'store.json'),
-    (lambda s: s[0].with_name(STORE).write_bytes(b'\xff\xfe'), ValueError, 'store.json is not JSON'),
-    (lambda s: s[0].with_name(STORE).write_text('[1]'), ValueError, 'store.json is damaged'),
-    (lambda s: change_json(s[0].with_name(STORE), format=2), ValueError, 'store.json has format 2'),
-    (lambda s: change_json(s[0].with_name(STORE), format='1'), ValueError, "store.json is damaged: .*'format'"),
-    (lambda s: change_json(s[0].with_name(STORE), width=17), ValueError, '00000.safetensors must have activations'),
-    (lambda s: change_json(s[0].with_name(STORE), dtype='float16'), ValueError, 'must have activations'),
-    (lambda s: change_json(s[0].with_name(STORE), dtype='int8'), ValueError, 'store.json is damaged'),
-    (lambda s: change_json(s[0].with_name(STORE), rows=3201), ValueError, 'store.json is damaged'),
-    (lambda s: change_json(s[0].with_name(STORE), rows=True), ValueError, 'store.json is damaged'),
-    (lambda s: change_json(s[0].with_name(STORE), columns=['labels']), ValueError, 'store.json is damaged'),
-    (lambda s: change_json(s[0].with_name(STORE), shards=[{'file': '/etc/passwd', 'rows': 1, 'bytes': 1,
-                                                           'sha256': ''}]), ValueError, 'no shard')])
+    (lambda s: index(s).unlink(), FileNotFoundError, 'store.json'),
+    (lambda s: index(s).write_bytes(b'\xff\xfe'), ValueError, 'store.json is not JSON'),
+    (lambda s: index(s).write_text('[1]'), ValueError, 'store.json is damaged'),
+    (lambda s: change_json(index(s), format=2), ValueError, 'store.json has format 2'),
+    (lambda s: change_json(index(s), format='1'), ValueError, "store.json is damaged: .*'format'"),
+    (lambda s: change_json(index(s), width=17), ValueError, '00000.safetensors must have activations'),
+    (lambda s: change_json(index(s), dtype='float16'), ValueError, 'must have activations'),
+    (lambda s: change_json(index(s), dtype='int8'), ValueError, 'store.json is damaged'),
+    (lambda s: change_json(index(s), rows=3201), ValueError, 'store.json is damaged'),
+    (lambda s: change_json(index(s), rows=True), ValueError, 'store.json is damaged'),
+    (lambda s: change_json(index(s), columns=['labels']), ValueError, 'store.json is damaged'),
+    (lambda s: change_json(index(s), shards=[dict(file='/etc/passwd', rows=1, bytes=1, sha256='')]),
+     ValueError, 'no shard')])
 def test_damage_is_named(store, damage, error, message):
     damage(sorted(store.folder.glob('*.safetensors')))
     with pytest.raises(error, match=message): ActivationStore(store.folder)[:]
@@ -200,7 +207,8 @@ def test_changed_bits_are_found_by_the_checksum(store):
     data[-7] ^= 1
     path.write_bytes(data)
     ActivationStore(store.folder)[:]
-    with pytest.raises(ValueError, match='00002.safetensors is damaged: its checksum'): store.verify()
+    with pytest.raises(ValueError, match='00002.safetensors is damaged: its checksum'):
+        store.verify()
 
 
 def test_a_damaged_shard_stops_a_resumed_capture(store):
@@ -236,7 +244,8 @@ def test_every_selection_equals_that_of_a_tensor(tmp_path_factory, data):
     x, index = x.float(), st.integers(-len(x), len(x) - 1)
     start, stop, step = (data.draw(st.none() | index) for _ in range(3))
     indices = torch.tensor(data.draw(st.lists(index, max_size=20)), dtype=torch.long)
-    for selection in (slice(start, stop), slice(start, stop, abs(step or 1)), indices, data.draw(index)):
+    selections = slice(start, stop), slice(start, stop, abs(step or 1)), indices, data.draw(index)
+    for selection in selections:
         assert torch.equal(store[selection], x[selection])
         assert torch.equal(store.samples[selection], samples[selection])
     assert_close(sample_rows(store, 7), sample_rows(x, 7), rtol=0, atol=0)
@@ -365,21 +374,34 @@ def test_every_row_comes_once_from_shuffled_blocks(original, small_buffers):
         assert torch.equal(rows.sort(0)[0], part[:].sort(0)[0]) and not torch.equal(rows, part[:])
 
 
+def test_shuffled_blocks_are_not_kept_beside_the_buffer(original, small_buffers):
+    blocks, alive = [], []
+
+    class Watched(ActivationStore):
+        def __getitem__(self, indices):
+            alive.append(sum(block() is not None for block in blocks))
+            rows = super().__getitem__(indices)
+            blocks.append(weakref.ref(rows))
+            return rows
+    store = Watched(original.folder)
+    batches = Batches('x', store, SparseAutoencoder(WIDTH, 5), 64, shuffle=True, seed=0)
+    alive.clear()
+    assert sum(map(len, batches)) == len(store) and len(alive) > 60 and max(alive) <= 1
+
+
 def test_a_store_of_another_width(original):
     for use in (lambda m: train(m, original, original, 1, 1e-3, 1, verbose=0),
                 lambda m: evaluate_sparse_autoencoder(m, original),
                 lambda m: FeatureExplorer(m, original)):
-        with pytest.raises(ValueError, match=r'must have shape \(n, 7\)'): use(SparseAutoencoder(7, 5))
+        with pytest.raises(ValueError, match=r'must have shape \(n, 7\)'):
+            use(SparseAutoencoder(7, 5))
 
 
 def test_damage_during_training_names_the_file(store, small_buffers):
     path = store.folder/'00003.safetensors'
     path.write_bytes(b'\xff' * path.stat().st_size)
-    with pytest.raises(ValueError, match='00003.safetensors cannot be read'): fit(store, original_rows())
-
-
-def original_rows():
-    return torch.randn(50, WIDTH)
+    with pytest.raises(ValueError, match='00003.safetensors cannot be read'):
+        fit(store, torch.randn(50, WIDTH))
 
 
 # ------------------------------------------------------------------------------------------ capture
@@ -399,7 +421,8 @@ def test_layers_of_a_transformer_are_those_of_its_own_forward_pass(tmp_path):
 def test_models_of_transformers_with_padding_on_either_side(tmp_path):
     transformers = pytest.importorskip('transformers')
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=60, n_embd=WIDTH, n_layer=3, n_head=2, n_positions=32)
+    config = transformers.GPT2Config(vocab_size=60, n_embd=WIDTH, n_layer=3, n_head=2,
+                                     n_positions=32, bos_token_id=0, eos_token_id=0)
     model = transformers.GPT2Model(config).train()
     ids = torch.randint(2, 60, (6, 12))
     mask = torch.ones_like(ids)
@@ -408,7 +431,8 @@ def test_models_of_transformers_with_padding_on_either_side(tmp_path):
     store = capture(model, 'h.1', inputs, tmp_path/'gpt', verbose=0, exclude_ids=[5])
     kept = (mask == 1) & (ids != 5)
     assert model.training and torch.equal(store.token_ids[:], ids[kept].int())
-    with torch.no_grad(): hidden = model.eval()(ids, mask, output_hidden_states=True).hidden_states
+    with torch.no_grad(): hidden = model.eval()(
+        input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
     assert_close(store[:], hidden[2][kept])
     assert torch.equal(store.samples[:], kept.nonzero()[:, 0])
     assert torch.equal(store.positions[:], kept.nonzero()[:, 1].int())
@@ -467,4 +491,5 @@ def test_progress_is_shown_in_rows(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')     # tqdm warns where ipywidgets is incomplete
         capture(network(), '0', token_batches(), tmp_path/'store')
-    assert 'capture: ' in (shown := capsys.readouterr().err) and 'rows/s' in shown and '3.20k' in shown
+    shown = capsys.readouterr().err
+    assert 'capture: ' in shown and 'rows/s' in shown and '3.20k' in shown

@@ -348,7 +348,7 @@ def _map_shard(self:ActivationStore, number:int) -> dict[str, Tensor]:
         with safe_open(path, 'pt') as file:
             first_row = (file.metadata() or {}).get('first_row')
             tensors = {name: file.get_tensor(name) for name in shapes}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as a shard: {error}") from None
     if first_row != str(first):
         raise ValueError(f"{path} must begin with row {first}, got row {first_row}: it is another "
