@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..activations import eval_mode
 from ..callbacks import progress_bar
-from .hooks import find_module, hooked, run_model, to_rows
+from .hooks import (check_inputs, find_module, hooked, kept_mask, run_model,
+                                      to_device, to_rows)
 from .store import ActivationStore, StoreWriter, check_finite
 from ..validation import (as_path, check_bool, check_choice, check_int, check_seed,
                                   first_parameter)
@@ -66,20 +67,6 @@ def _token_ids(batch:Any, leading:tuple[int, ...]) -> 'Tensor|None':
     known = isinstance(ids, Tensor) and not ids.is_floating_point() and tuple(ids.shape) == leading
     return ids if known else None
 
-def _given_mask(batch:Any, leading:tuple[int, ...], keep:'Callable|None') -> 'Tensor|None':
-    "Return the mask of the caller or of the batch, shape `leading`; `None` if all rows are kept."
-    if keep is not None: name, mask = 'keep(batch)', keep(batch)
-    else:
-        name = 'attention_mask'
-        mask = batch.get(name) if isinstance(batch, Mapping) else None
-        # rows of whole sequences, as of a pooled output, are not those that the mask is for
-        if mask is None or len(leading) < mask.ndim and leading == mask.shape[:len(leading)]:
-            return None
-    if isinstance(mask, Tensor) and tuple(mask.shape) == leading: return mask != 0
-    got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-    raise ValueError(f"{name} must have shape {leading}, the activations without their width, got "
-                     f"{got}" + ('; use keep for another mask' if keep is None else ''))
-
 # %% ../../nbs/networks/02_capture.ipynb #captr011
 def kept_rows(
     batch:Any,                          # Batch of inputs
@@ -94,7 +81,7 @@ def kept_rows(
     if len(set(shapes.values())) > 1:
         raise ValueError("modules must have activations at the same positions, got leading "
                          f"dimensions {shapes}")
-    mask, ids = _given_mask(batch, leading, keep), _token_ids(batch, leading)
+    mask, ids = kept_mask(batch, leading, keep), _token_ids(batch, leading)
     if len(exclude_ids):
         if ids is None:
             raise ValueError("exclude_ids needs batches with input_ids, or tensors of token ids, "
@@ -110,12 +97,6 @@ def kept_rows(
     return CapturedRows(rows, {k: v.cpu() for k, v in columns.items()}, [*leading, 1][0])
 
 # %% ../../nbs/networks/02_capture.ipynb #captr015
-def _moved(batch:Any, device:torch.device) -> Any:
-    "Return a batch on a device."
-    if isinstance(batch, Tensor): return batch.to(device)
-    if isinstance(batch, Mapping): return {k: _moved(item, device) for k, item in batch.items()}
-    return type(batch)(_moved(i, device) for i in batch) if type(batch) in (tuple, list) else batch
-
 class RowSource:
     "Activations of modules of a network as rows, one batch of inputs at a time."
     def __init__(
@@ -139,18 +120,12 @@ class RowSource:
 
     def __call__(self, batch:Any) -> CapturedRows:
         "Run the network on a batch; return the rows that are kept."
-        batch = _moved(batch, first_parameter(self.model).device)
+        batch = to_device(batch, first_parameter(self.model).device)
         with eval_mode(self.model), torch.no_grad():
             activations = module_activations(self.model, self.modules, batch, self.io,
                                              self.stop_early and not self.first)
         self.first = False
         return kept_rows(batch, activations, self.keep, self.exclude_ids, self.channels)
-
-def _check_inputs(inputs:Any) -> None:
-    "Raise `TypeError` unless `inputs` is an iterable of batches."
-    if isinstance(inputs, (Tensor, Mapping, str)) or not isinstance(inputs, Iterable):
-        raise TypeError("inputs must be an iterable of batches, such as a DataLoader or a list, "
-                        f"got {type(inputs).__name__}; use [inputs] or inputs.split(32)")
 
 # %% ../../nbs/networks/02_capture.ipynb #captr018
 def _tensors(value:Any) -> Iterator[Tensor]:
@@ -230,7 +205,7 @@ def capture(
     Raises `ValueError` for a module that is not called once in each pass, rows with NaN or
     infinity, whose sample and position are named, and a folder that holds another store; `OSError`
     if the disk is full. What is written by then can be resumed."""
-    _check_inputs(inputs)
+    check_inputs(inputs)
     names = [modules] if isinstance(modules, str) else list(modules)
     source = RowSource(model, names, io, keep, exclude_ids, channels, stop_early)
     max_rows = None if max_rows is None else check_int('max_rows', max_rows)
@@ -268,7 +243,7 @@ class Activations:
         channels:int=-1,                # Dimension of the features; 1 for feature maps
         stop_early:bool=True,           # Whether to end a pass after the module
     ):
-        _check_inputs(inputs)
+        check_inputs(inputs)
         self.inputs, self.batch_size = inputs, check_int('batch_size', batch_size)
         self.source = RowSource(model, [module], io, keep, exclude_ids, channels, stop_early)
         self.buffer_rows = check_int('buffer_rows', buffer_rows, self.batch_size)

@@ -81,6 +81,7 @@ def _samples_of(tokenizer:Callable, text:str, context:int) -> list[list[int]]:
                         verbose=False)['input_ids']
     return [samples] if samples and isinstance(samples[0], int) else samples
 
+# %% ../../nbs/networks/04_cli.ipynb #ncli0018
 def text_batches(
     paths:Iterable[Path],    # Text files, one document each
     tokenizer:Callable,      # Tokenizer of transformers, or a function from text to token numbers
@@ -146,7 +147,7 @@ def sparse_ae_capture(
     tokenizer:str='',           # package:attribute, a function of a text; empty: of the folder
     context:int=128,            # Largest number of tokens in a sample of text
     batch_size:int=32,          # Samples in a forward pass
-    io:str='out',               # What is captured: out, in
+    io:str='out',               # Output or input of the modules: out, in
     channels:int=-1,            # Dimension of the features; 1 for feature maps of images
     special_tokens:bool=False,  # Whether rows of special tokens are kept
     dtype:str='',               # float32, float16 or bfloat16; empty: that of the activations
