@@ -58,6 +58,8 @@ bench: setup     ## what training and the widgets cost, how good dictionaries ar
 	$(BIN)/python benchmarks/laboratory.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/any_table.py
+	$(BIN)/python benchmarks/stability.py
+	$(BIN)/python benchmarks/networks.py
 
 clean:           ## what can be made again
 	rm -rf $(VENV) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \

@@ -22,21 +22,25 @@ from .training import StepEngine, Trainer, train_sparse_autoencoder_with_early_s
 from .sweeps import plot_sweep, sweep
 from . import io, presets   # add save_pretrained, from_pretrained and from_preset to the models
 from .engines import dense, sparse_codes, unrolled, cuda_graphs, stacked   # add themselves to ENGINES
+from .networks.capture import capture
+from .networks.splice import evaluate_in_network, splice
+from .networks.store import ActivationStore   # adds itself to the folders that commands open
 from .lab.widgets import FeatureExplorer, LossPlayground, TrainingDashboard, compare_runs
 
 __all__ = [
-    'AnnealedPNorm', 'AuxiliaryLoss', 'AveragedWeights', 'BatchTopK', 'Callback',
-    'CodeActivation', 'Contractive', 'EarlyStopping', 'FeatureExplorer', 'Gated', 'GateReconstruction', 'HardThreshold',
-    'HoyerTarget', 'Isometry', 'JumpReLU', 'LayerSparsity', 'LogFile', 'LossPlayground',
-    'MatchingPursuit', 'Metric', 'NestedReconstruction', 'Penalty', 'Regularizer', 'Resample',
-    'Rows', 'SoftThreshold', 'SparseAutoencoder', 'StepEngine', 'StopTraining',
-    'TensorBoardLog', 'TiedWeightSparseAutoencoder', 'TopK', 'Trainer', 'TrainingDashboard',
-    'TrainingDiverged', 'TrainingOptions', 'Unrolled', 'WandbLog', 'compare_runs', 'dictionary',
-    'digits', 'evaluate_sparse_autoencoder', 'feature_contributions', 'get_penalty',
+    'ActivationStore', 'AnnealedPNorm', 'AuxiliaryLoss', 'AveragedWeights', 'BatchTopK',
+    'Callback', 'CodeActivation', 'Contractive', 'EarlyStopping', 'FeatureExplorer',
+    'GateReconstruction', 'Gated', 'HardThreshold', 'HoyerTarget', 'Isometry', 'JumpReLU',
+    'LayerSparsity', 'LogFile', 'LossPlayground', 'MatchingPursuit', 'Metric',
+    'NestedReconstruction', 'Penalty', 'Regularizer', 'Resample', 'Rows', 'SoftThreshold',
+    'SparseAutoencoder', 'StepEngine', 'StopTraining', 'TensorBoardLog',
+    'TiedWeightSparseAutoencoder', 'TopK', 'Trainer', 'TrainingDashboard', 'TrainingDiverged',
+    'TrainingOptions', 'Unrolled', 'WandbLog', 'capture', 'compare_runs', 'dictionary', 'digits',
+    'evaluate_in_network', 'evaluate_sparse_autoencoder', 'feature_contributions', 'get_penalty',
     'hoyer_projection', 'hoyer_sparseness', 'hoyer_sparsity_loss', 'image_patches',
-    'kl_divergence_sparsity_loss', 'l0_sparsity_loss', 'l1_sparsity_loss',
-    'lifetime_sparseness', 'local_dictionary', 'log_sparsity_loss', 'match_dictionaries',
-    'mean_activation', 'p_norm_sparsity_loss', 'plot_dictionary', 'plot_reconstructions',
+    'kl_divergence_sparsity_loss', 'l0_sparsity_loss', 'l1_sparsity_loss', 'lifetime_sparseness',
+    'local_dictionary', 'log_sparsity_loss', 'match_dictionaries', 'mean_activation',
+    'p_norm_sparsity_loss', 'plot_dictionary', 'plot_reconstructions',
     'plot_sparse_autoencoder_analysis', 'plot_sparse_training_history', 'plot_sweep',
-    'population_sparseness', 'sparse_dictionary', 'sweep',
+    'population_sparseness', 'sparse_dictionary', 'splice', 'sweep',
     'train_sparse_autoencoder_with_early_stopping', 'train_val_split']

@@ -364,14 +364,16 @@ def eval_mode(
     module:nn.Module,     # Any module
     no_grad:bool=False,   # Whether to disable gradients and a surrounding autocast as well
 ) -> Iterator[None]:
-    "Set eval mode within the block, and restore the previous mode of the module."
-    was_training = module.training
+    "Set eval mode within the block, and restore the previous mode of each part of the module."
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         if not no_grad: yield
         else:
             with torch.no_grad(), autocast_disabled(): yield
-    finally: module.train(was_training)
+    finally:
+        module.train(modes[0][1])                            # a module may override `train`
+        for part, training in modes: part.training = training
 
 # %% ../nbs/05_activations.ipynb #activa9d
 class Unrolled(CodeEncoder):

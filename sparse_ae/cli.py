@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['metrics_table', 'report_html', 'representative_samples', 'write_run', 'train_and_report', 'command', 'sparse_ae_demo',
-           'load_matrix', 'parse_hidden_dims', 'parse_activation', 'parse_image_shape', 'sparse_ae_train']
+           'load_matrix', 'parse_hidden_dims', 'parse_activation', 'parse_image_shape', 'sparse_ae_train',
+           'sparse_ae_evaluate']
 
 # %% ../nbs/12_cli.ipynb #1fe0d5c4
 import base64
@@ -15,7 +16,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from .activations import CODE_ACTIVATIONS
 from .callbacks import TrainingDiverged
-from .data import image_patches, sample_rows, train_val_split
+from .data import Rows, image_patches, open_folder, sample_rows, train_val_split
 from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dictionary,
                                 plot_reconstructions, plot_sparse_autoencoder_analysis,
                                 plot_sparse_training_history)
@@ -320,14 +321,15 @@ def _read_csv(path:Path) -> np.ndarray:
 
 # %% ../nbs/12_cli.ipynb #files003
 def load_matrix(
-    path:'str|Path',    # A `.npy` file, a `.csv` file, or an `.npz` file of several arrays
+    path:'str|Path',    # A `.npy`, `.csv` or `.npz` file, or a folder for `open_folder`
     key:str='',         # Name of the array in an `.npz` file; empty if there is only one
-) -> np.ndarray:        # Shape `(n, input_dim)`; a memory map for `.npy`
+) -> 'np.ndarray|Rows': # Shape `(n, input_dim)`; a memory map for `.npy`
     """Return the matrix in a file. Nothing is unpickled. The first line of a `.csv` file may name
     the columns. An index without a name, and numbers of the columns, are dropped with a warning.
 
     Raises `OSError` or `ValueError`."""
     path = as_path('data', path)
+    if path.is_dir(): return open_folder(path)
     suffix = path.suffix.lower()
     if suffix not in ('.npy', '.npz', '.csv'):
         raise ValueError(f"data must be a .npy, .npz or .csv file, got {str(path)!r}")
@@ -439,6 +441,15 @@ def _given(options:dict[str, Any]) -> dict[str, Any]:
     return dict(_parsed(given), scaling=scaling, normalize=options['normalize'],
                 **{name: options[name] for name in ('device', 'seed', 'verbose')})
 
+def _split(data:'np.ndarray|Rows', val_fraction:float, seed:int) -> tuple[Any, Any, Any]:
+    "Return training rows, validation rows, and those of the latter that the report shows."
+    if not isinstance(data, Rows):
+        train_data, val_data = train_val_split(data, val_fraction, seed)
+        return train_data, val_data, val_data
+    split = getattr(data, 'split', partial(train_val_split, data))   # own: by samples
+    train_data, val_data = split(val_fraction, seed)
+    return train_data, val_data, sample_rows(val_data, 2**14)
+
 def _train(
     options:dict[str, Any],    # Options of `sparse_ae_train`
 ) -> None:
@@ -448,15 +459,16 @@ def _train(
         raise ValueError(f"out must not hold a checkpoint of another run, got {out!r}; use "
                          "--resume to resume from it")
     matrix = load_matrix(options['data'], options['key'])
-    if matrix.ndim != 2: raise ValueError(f"data must have shape (n, features), got {matrix.shape}")
-    train_data, val_data = train_val_split(matrix, options['val_fraction'], options['seed'])
+    if len(matrix.shape) != 2:
+        raise ValueError(f"data must have shape (n, features), got {tuple(matrix.shape)}")
+    train_data, val_data, test_data = _split(matrix, options['val_fraction'], options['seed'])
     torch.manual_seed(check_seed(options['seed']))
     given = _given(options)
     preset = _choose_preset(options['preset'], given)
     model, training = _make_run(train_data.shape[1], len(train_data), preset, options['l0'],
                                 options['tied'], given)
     training |= dict(checkpoint_dir=out if resume else None, resume=resume)
-    train_and_report(out, model, train_data, val_data, val_data, Path(options['data']).name,
+    train_and_report(out, model, train_data, val_data, test_data, Path(options['data']).name,
                      options | dict(preset=preset), parse_image_shape(options['image_shape']),
                      **training)
 
@@ -498,3 +510,20 @@ def sparse_ae_train(
 ):
     "Train a sparse autoencoder on a matrix, and write model, figures and a report."
     _train(dict(locals()))
+
+# %% ../nbs/12_cli.ipynb #evalcmd2
+@command
+def sparse_ae_evaluate(
+    model:str,           # Folder of a saved model, as sparse_ae_train writes it
+    data:str,            # .npy, .npz or .csv file, or folder of a store; one sample per row
+    key:str='',          # Name of the array in an .npz file; empty if there is only one
+    out:str='',          # JSON file for the metrics; empty: they are printed only
+    device:str='cpu',    # Device of the evaluation: cpu, cuda, cuda:1, mps
+):
+    "Evaluate a saved sparse autoencoder on a matrix."
+    loaded = BaseSparseAutoencoder.from_pretrained(model)
+    results = evaluate_sparse_autoencoder(loaded, load_matrix(data, key), device,
+                                          return_codes=False)
+    found = {name: results[name] for name in METRICS if name in results}
+    if out: _write_json(as_path('out', out), found | dict(n=len(results['errors'])))
+    for name, value in found.items(): print(f'{_label(name):42} {value:.4g}')

@@ -10,6 +10,7 @@ __all__ = ['code_results', 'evaluate_sparse_autoencoder', 'new_figure', 'save_fi
 
 # %% ../nbs/03_eval_viz.ipynb #9ec5a597
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -127,13 +128,15 @@ class _SparseCodes:
     "Codes of a pass as one CSR tensor."
     def __init__(self): self.parts = []
     def add(self, z:Tensor) -> None:
-        part = z.to_sparse_csr()
+        row, column = z.nonzero(as_tuple=True)
         self.latent_dim = z.shape[1]
-        self.parts.append((part.crow_indices().diff(), part.col_indices(), part.values()))
+        self.parts.append((torch.bincount(row, minlength=len(z)), column, z[row, column]))
     def result(self, n:int) -> Tensor:
         counts, columns, values = map(torch.cat, zip(*self.parts))
-        return torch.sparse_csr_tensor(F.pad(counts.cumsum(0), (1, 0)), columns, values,
-                                       (n, self.latent_dim))
+        with warnings.catch_warnings():   # torch calls the format a beta version
+            warnings.filterwarnings('ignore', message='Sparse CSR tensor support')
+            return torch.sparse_csr_tensor(F.pad(counts.cumsum(0), (1, 0)), columns, values,
+                                           (n, self.latent_dim), check_invariants=False)
 
 class _NoCodes:
     "Codes of a pass that are not kept."

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .activations import (CODE_ACTIVATIONS, ENCODERS, CodeActivation, CodeEncoder,
                                    eval_mode, frozen_running_stats, precise)
+from .data import Rows, sample_rows
 from .losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
 from .scaling import SCALINGS, Scaling, SinglePrecision
 from .validation import (as_tensor_rows, autocast_disabled, autocast_enabled, check_bool,
@@ -819,7 +820,7 @@ def principal_directions(
 @autocast_disabled()
 def initialize(
     self:BaseSparseAutoencoder,
-    x:Tensor,                  # Sample of the data, shape `(n, input_dim)`
+    x:'Tensor|Rows',           # Sample of the data, `(n, input_dim)`; of `Rows`, 16,384 are read
     l0:'float|None'=None,      # Wanted number of active latents, for learned thresholds
     directions:str='random',   # Atoms: `'random'`, or `'principal'` directions of the rows
 ) -> BaseSparseAutoencoder:    # The model itself
@@ -832,6 +833,7 @@ def initialize(
                          f"got {self.hidden_dims} and {self.batch_norm}")
     self.check_parameters()
     check_choice('directions', directions, ('random', 'principal'))
+    if isinstance(x, Rows): x = sample_rows(x, 2**14)
     x = as_tensor_rows('x', x)
     if x.shape[1:] != (self.input_dim,):
         raise ValueError(f"x must have shape (n, {self.input_dim}), got {tuple(x.shape)}")

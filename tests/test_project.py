@@ -105,9 +105,10 @@ def test_import_is_light():
 # a module may import modules of earlier entries; those of one entry do not import each other
 LAYERS = ('validation', 'scaling', 'losses activations data', 'models', 'callbacks regularizers',
           'io sparsity_control', 'options', 'training', 'eval_viz', 'presets sweeps',
-          'engines.triton_kernels', 'engines.dense', 'engines.sparse_codes', 'engines.cuda_graphs',
-          'engines.stacked', 'lab.display', 'lab.dashboard lab.explorer',
-          'lab.widgets cli')
+          'measures', 'engines.triton_kernels', 'engines.dense', 'engines.sparse_codes',
+          'engines.unrolled engines.cuda_graphs', 'engines.stacked',
+          'lab.display', 'lab.dashboard lab.explorer', 'lab.widgets cli',
+          'networks.hooks', 'networks.store', 'networks.capture networks.splice', 'networks.cli')
 
 
 def imports(path):

@@ -19,7 +19,8 @@ TASKS = {
     'Train': 'training options callbacks sparsity_control',
     'Compare settings': 'sweeps',
     'Load data': 'data',
-    'Evaluate and plot': 'eval_viz',
+    'Evaluate and plot': 'eval_viz measures',
+    'Use the activations of a network': 'networks.',
     'Use widgets in a notebook': 'lab.widgets lab.dashboard lab.explorer lab.display',
     'Save, load, use the command line': 'io cli',
     'Compute faster': 'engines.',   # all modules of the folder

@@ -1,0 +1,208 @@
+"""Throughput of capture, and of training from a store; writes networks.md.
+
+    python benchmarks/networks.py            # about ten minutes on 2 cores
+    python benchmarks/networks.py capture    # one part only; networks.md is not changed
+"""
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tables import run
+from training import interleaved, ratio
+
+from sparse_ae.networks.capture import Activations, capture
+from sparse_ae.networks.store import ActivationStore, StoreWriter
+
+HERE = Path(__file__).resolve().parent
+WIDTH, HEADS, LENGTH, BATCH = 384, 12, 128, 4
+N_BATCHES = 32    # many, since the first one is computed to its end
+
+
+class Layer(nn.Module):
+    "Transformer layer with normalisation before its two parts."
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3*WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4*WIDTH), nn.Linear(4*WIDTH, WIDTH)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Encoder(nn.Module):
+    "Encoder of six layers with random weights; `depth` layers are computed."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(30_000, WIDTH)
+        self.layers = nn.ModuleList(Layer() for _ in range(6))
+        self.depth = len(self.layers)
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.embed(input_ids)
+        for layer in self.layers[:self.depth]: x = layer(x)
+        return x
+
+
+def batches(n, padded=False):
+    "Batches of token ids; half of the tokens are padding, if wanted."
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 30_000, (n, BATCH, LENGTH), generator=generator)
+    if not padded: return [dict(input_ids=i) for i in ids]
+    lengths = torch.randint(1, LENGTH + 1, (n, BATCH, 1), generator=generator)
+    mask = (torch.arange(LENGTH) < lengths).long()
+    return [dict(input_ids=i, attention_mask=m) for i, m in zip(ids, mask)]
+
+
+def timed(functions, rounds):
+    "Seconds and processor seconds of each function in each round, called alternately."
+    times = {name: ([], []) for name in functions}
+    for number in range(rounds + 1):
+        for name, function in list(functions.items())[::-1 if number % 2 else 1]:
+            start = time.perf_counter(), time.process_time()
+            function()
+            if not number: continue      # round 0 warms up
+            times[name][0].append(time.perf_counter() - start[0])
+            times[name][1].append(time.process_time() - start[1])
+    return times
+
+
+def captures(rounds):
+    "Forward passes to the third layer alone, relative to capture and to live activations."
+    model, rows = Encoder().eval(), []
+
+    @torch.no_grad()
+    def bare(inputs):
+        model.depth = 3
+        for batch in inputs: model(**batch)
+        model.depth = 6
+
+    for kind, inputs in (('all tokens', batches(N_BATCHES)),
+                         ('padding left out', batches(N_BATCHES, padded=True))):
+        with tempfile.TemporaryDirectory() as folder:
+            count = iter(range(10**6))
+            store = lambda **options: capture(model, 'layers.2', inputs, f'{folder}/{next(count)}',
+                                              verbose=0, shard_bytes=2**23, **options)
+            live = Activations(model, 'layers.2', inputs, batch_size=1024, buffer_rows=2**13)
+            times = timed({
+                'bare': lambda: bare(inputs), 'capture in float32': store,
+                'capture in bfloat16': lambda: store(dtype=torch.bfloat16),
+                'live activations': lambda: [len(x) for x in live]}, rounds)
+        for number, unit in enumerate(('', ', processor time')):
+            seconds = {name: both[number] for name, both in times.items()}
+            rows += [(f'forward pass alone / {name}, {kind}{unit}', ratio(seconds, 'bare', name),
+                      'at least 0.95') for name in seconds if name != 'bare']
+    return rows
+
+
+def write_rows(folder, n):
+    "Write a store of `n` rows of sparse combinations of random directions."
+    generator = torch.Generator().manual_seed(0)
+    atoms = F.normalize(torch.randn(2048, WIDTH, generator=generator), dim=1)
+    writer = StoreWriter(folder, shard_bytes=2**24)
+    for _ in range(n // 2**13):
+        index = torch.randint(2048, (2**13, 16), generator=generator)
+        weights = torch.rand(2**13, 16, generator=generator)
+        writer.append(F.embedding_bag(index, atoms, per_sample_weights=weights, mode='sum'))
+    writer.close()
+
+
+CHILD = r'''
+import json, re, resource, sys, time, torch
+from sparse_ae import data
+from sparse_ae.networks.store import ActivationStore
+from sparse_ae.models import SparseAutoencoder
+from sparse_ae.activations import TopK
+from sparse_ae.training import Trainer
+folder, kind, buffer_bytes, allowed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+def used(key): return 1024 * int(re.search(key + r':\s*(\d+)', open('/proc/self/status').read())[1])
+def trainer(rows):
+    torch.manual_seed(0)
+    model = SparseAutoencoder(384, 3072, hidden_dims=(), activation=TopK(32), decoder_norm='atom')
+    return Trainer(model, rows, val, 1, 1e-3, 1, batch_size=1024, seed=0, verbose=0,
+                   sparsity_type='none', revive=None)
+store = ActivationStore(folder)
+val = store[:1024]
+trainer(store[:4096]).fit()                       # warm up: threads, engines
+data._BUFFER_BYTES = buffer_bytes
+rows = store if kind == 'store' else store[:]
+before = used('VmData')
+if allowed: resource.setrlimit(resource.RLIMIT_DATA, (before + allowed,) * 2)
+run = trainer(rows)
+start = time.perf_counter(), time.process_time()
+run.fit()
+print(json.dumps([time.perf_counter() - start[0], time.process_time() - start[1]]))
+'''
+
+
+def trainings(rounds):
+    "An epoch of 384 -> 3,072 from a store of twice the memory that is allowed, and from memory."
+    n = 2**18
+    size, rows = n * WIDTH * 4, []
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(folder, n)
+
+        def epoch(kind, allowed=0):
+            "Train for one epoch in another process."
+            if kind == 'store':
+                for path in Path(folder).glob('*.safetensors'):      # out of the page cache
+                    with open(path, 'rb') as file:
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            out = subprocess.run([sys.executable, '-c', CHILD, folder, kind, str(size // 8),
+                                  str(allowed)], capture_output=True, text=True)
+            if out.returncode: raise RuntimeError(out.stderr[-2000:])
+            return json.loads(out.stdout)
+        seconds = {'memory': ([], []), 'store': ([], [])}
+        for number in range(rounds):
+            for kind in list(seconds)[::-1 if number % 2 else 1]:
+                both = epoch(kind, size // 2 if kind == 'store' else 0)
+                for values, value in zip(seconds[kind], both): values.append(value)
+    for number, unit in enumerate(('', ', processor time')):
+        times = {kind: both[number] for kind, both in seconds.items()}
+        rows.append((f'training from memory / from a store of {size / 2**20:.0f} MB with '
+                     f'{size / 2**21:.0f} MB allowed, 384 -> 3,072{unit}',
+                     ratio(times, 'memory', 'store'), 'at least 0.9'))
+    return rows
+
+
+def reading(rounds):
+    "Rates at which rows are read and written, with the checksums."
+    n, times = 2**17, {}
+    size = n * WIDTH * 4 / 2**20
+    with tempfile.TemporaryDirectory() as folder:
+        x, count = torch.randn(n, WIDTH), iter(range(10**6))
+
+        def write():
+            writer = StoreWriter(f'{folder}/{next(count)}')
+            for part in x.split(4096): writer.append(part)
+            writer.close()
+        write()
+        store = ActivationStore(f'{folder}/0')
+        index = torch.randperm(n)[:4096]
+        times = interleaved({'write': write, 'read': lambda: store[:], 'check': store.verify,
+                             'random': lambda: store[index]}, rounds)
+    rate = lambda name, size: f'{size / statistics.median(times[name]):,.0f} MB a second'
+    return [('rows written, with checksums and fsync', rate('write', size), ''),
+            ('rows read in order, from the page cache', rate('read', size), ''),
+            ('checksums verified', rate('check', size), ''),
+            ('rows read in random order, from the page cache', rate('random', size * 4096 / n), '')]
+
+
+PARTS = dict(capture=captures, training=trainings, reading=reading)
+
+
+if __name__ == '__main__':
+    run(__doc__, PARTS, 'Activations of networks', 'Medians over rounds of ratios within a round',
+        HERE/'networks.md', rounds=5)
