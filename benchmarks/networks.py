@@ -1,6 +1,6 @@
 """Throughput of capture, and of training from a store; writes networks.md.
 
-    python benchmarks/networks.py            # about ten minutes on 2 cores
+    python benchmarks/networks.py            # about five minutes on 2 cores
     python benchmarks/networks.py capture    # one part only; networks.md is not changed
 """
 import json
@@ -23,8 +23,8 @@ from sparse_ae.networks.capture import Activations, capture
 from sparse_ae.networks.store import ActivationStore, StoreWriter
 
 HERE = Path(__file__).resolve().parent
-WIDTH, HEADS, LENGTH, BATCH = 384, 12, 128, 4
-N_BATCHES = 32    # many, since the first one is computed to its end
+WIDTH, HEADS, LENGTH, BATCH = 384, 12, 128, 2
+N_BATCHES = 64    # many, since the first one is computed to its end
 
 
 class Layer(nn.Module):

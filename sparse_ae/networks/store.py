@@ -8,6 +8,7 @@ __all__ = ['STORE', 'FORMAT', 'DTYPES', 'COLUMNS', 'file_checksum', 'check_finit
 # %% ../../nbs/networks/01_store.ipynb #store002
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ STORE, FORMAT = 'store.json', 1
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 COLUMNS = dict(token_ids=torch.int32, sample=torch.int64, position=torch.int32)
 _SHARD_NAME = re.compile(r'\d{5,}\.safetensors')   # a name in store.json never leaves the folder
+_TEMPORARY = re.compile(r'\.(\d{5,}\.safetensors|store\.json)\.\d+\.tmp'   # by `atomic_write`
+                        r'|\.tmp\w{6}')             # by safetensors
 
 @contextmanager
 def _named_errors(path:Path) -> Iterator[None]:
@@ -94,10 +97,14 @@ class StoreWriter:
         self.record = dict(format=FORMAT, width=None, dtype=None, columns=[], rows=0, shards=[],
                            complete=False, batches=0, rows_of_next=0, inputs={},
                            source=dict(source or {}))
-        if (self.folder/STORE).exists(): self._resume(resume)
+        if (self.folder/STORE).exists():
+            self._resume(resume)
+            self._remove_unlisted_shards()
+        elif foreign := sorted(filter(_SHARD_NAME.fullmatch, os.listdir(self.folder))):
+            raise ValueError(f"out_dir must not hold files of another program, got "
+                             f"{self.folder/foreign[0]} without {STORE}")
         self.rows, self.batches = self.record['rows'], self.record['batches']
         self.to_skip = self.record['rows_of_next']     # rows of the next batch that are written
-        self._remove_unlisted_shards()
 
 def _dtype_name(dtype:torch.dtype) -> str:
     "Return the name of a dtype that a store can have."
@@ -125,10 +132,8 @@ def _remove_unlisted_shards(self:StoreWriter) -> None:
     "Remove shards and temporary files of an interrupted writer."
     listed = {shard['file'] for shard in self.record['shards']}
     for path in self.folder.iterdir():
-        temporary = re.fullmatch(r'\.(.+)\.\d+\.tmp', path.name)
-        name = temporary[1] if temporary else path.name
-        if temporary and name == STORE or _SHARD_NAME.fullmatch(name) and path.name not in listed:
-            path.unlink()
+        is_shard = _SHARD_NAME.fullmatch(path.name)
+        if is_shard and path.name not in listed or _TEMPORARY.fullmatch(path.name): path.unlink()
 
 # %% ../../nbs/networks/01_store.ipynb #store013
 @patch
@@ -170,6 +175,7 @@ def _check(self:StoreWriter, rows:Tensor, columns:dict[str, Tensor]) -> None:
     if self.record['width'] is None:
         dtype = self.dtype or (rows.dtype if rows.dtype in DTYPES.values() else torch.float32)
         self.record.update(width=rows.shape[1], dtype=_dtype_name(dtype), columns=sorted(columns))
+        self._write_record()    # from now on, shards in the folder are those of this store
     if rows.shape[1] != self.record['width']:
         raise ValueError(f"rows must have width {self.record['width']}, as those before, got width "
                          f"{rows.shape[1]}")
