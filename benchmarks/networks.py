@@ -23,7 +23,7 @@ from sparse_ae.networks.capture import Activations, capture
 from sparse_ae.networks.store import ActivationStore, StoreWriter
 
 HERE = Path(__file__).resolve().parent
-WIDTH, HEADS, LENGTH, BATCH = 384, 12, 128, 2
+WIDTH, HEADS, LENGTH, BATCH = 384, 12, 128, 4
 N_BATCHES = 64    # many, since the first one is computed to its end
 
 
