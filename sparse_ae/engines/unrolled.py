@@ -47,8 +47,8 @@ class _Weights(NamedTuple):
 
 def _estimates(
     x:Tensor,                      # Inputs, `(n, input_dim)`
-    weights:_Weights,
-    encoder:Unrolled,
+    weights:_Weights,              # Encoder and decoder
+    encoder:Unrolled,              # Number of steps, and step size
     activation:CodeActivation,     # Code activation with an entry in `SELECT`
     u:Tensor,                      # Memory for the pre-activation, `(n, latent_dim)`
     scratch:Tensor,                # Memory for indices, see `_indices_in`

@@ -251,6 +251,7 @@ def _count_samples(batch:Any) -> int:
     values = [value for _, value in batch.items()] if isinstance(batch, Mapping) else batch
     if isinstance(batch, Tensor): values = [batch]
     return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 1)
+
 def _batches(model:nn.Module, inputs:Iterable) -> Iterator:
     "Yield batches on the device of the model. Raises `ValueError` if there are none."
     device, is_empty = first_parameter(model).device, True
@@ -338,6 +339,7 @@ def _results(means:_Means, loss:'Callable|None', logits:'Callable|None') -> dict
     original, spliced, zero, mean = losses.values()
     return {**losses, 'loss_recovered': _recovered(original, spliced, zero),
             'loss_recovered_from_mean': _recovered(original, spliced, mean), **kl}
+
 def _check_repeatable(batches:Iterable) -> Iterable:
     "Return `batches`. Raises `ValueError` for an iterator, which can be read only once."
     if not isinstance(batches, Iterator): return batches
