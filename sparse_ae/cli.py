@@ -329,7 +329,7 @@ def load_matrix(
 
     Raises `OSError` or `ValueError`."""
     path = as_path('data', path)
-    if path.is_dir(): return open_folder(path)
+    if path.is_dir(): return open_folder('data', path)
     suffix = path.suffix.lower()
     if suffix not in ('.npy', '.npz', '.csv'):
         raise ValueError(f"data must be a .npy, .npz or .csv file, got {str(path)!r}")

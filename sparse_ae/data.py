@@ -383,13 +383,15 @@ def _rows_of_list(name:str, parts:list) -> 'Rows|None':
 ROW_FOLDERS = {}   # name of the file that marks a folder of rows -> function that opens the folder
 
 def open_folder(
+    name:str,             # Name of the argument, for the error
     folder:'str|Path',    # Folder of rows
 ) -> Rows:                # Rows that are read by index
-    "Open a folder of rows. Raises `FileNotFoundError` for another folder."
-    folder = as_path('folder', folder)
+    "Open a folder of rows. Raises `ValueError` for another folder."
+    folder = as_path(name, folder)
     for marker, open_rows_in in ROW_FOLDERS.items():
         if (folder/marker).is_file(): return open_rows_in(folder)
-    raise FileNotFoundError(f"folder must hold {' or '.join(ROW_FOLDERS)}, got {str(folder)!r}")
+    raise ValueError(f"{name} must be a folder with {' or '.join(ROW_FOLDERS)}, got "
+                     f"{str(folder)!r}")
 
 # %% ../nbs/04_data.ipynb #25ae6fd9
 def train_val_split(

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparse_ae
-from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, AveragedWeights, BatchTopK, Contractive,
-                       EarlyStopping, FeatureExplorer, Gated, GateReconstruction, HardThreshold, HoyerTarget,
-                       Isometry, JumpReLU, LayerSparsity, LogFile, MatchingPursuit,
-                       Metric, NestedReconstruction, Penalty, Resample, Rows, SoftThreshold,
-                       SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, Trainer,
-                       TrainingDashboard, TrainingOptions, Unrolled, compare_runs, dictionary,
-                       digits, evaluate_sparse_autoencoder, feature_contributions, get_penalty,
-                       hoyer_projection, hoyer_sparseness, hoyer_sparsity_loss, image_patches,
-                       kl_divergence_sparsity_loss, l0_sparsity_loss, l1_sparsity_loss,
-                       lifetime_sparseness, local_dictionary, log_sparsity_loss,
-                       match_dictionaries, mean_activation, p_norm_sparsity_loss, plot_dictionary,
-                       plot_reconstructions, plot_sparse_autoencoder_analysis,
+from sparse_ae import (ActivationStore, AnnealedPNorm, AuxiliaryLoss, AveragedWeights, BatchTopK,
+                       Contractive, EarlyStopping, FeatureExplorer, Gated, GateReconstruction,
+                       HardThreshold, HoyerTarget, Isometry, JumpReLU, LayerSparsity, LogFile,
+                       MatchingPursuit, Metric, NestedReconstruction, Penalty, Resample, Rows,
+                       SoftThreshold, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, Trainer,
+                       TrainingDashboard, TrainingOptions, Unrolled, capture, compare_runs,
+                       dictionary, digits, evaluate_in_network, evaluate_sparse_autoencoder,
+                       feature_contributions, get_penalty, hoyer_projection, hoyer_sparseness,
+                       hoyer_sparsity_loss, image_patches, kl_divergence_sparsity_loss,
+                       l0_sparsity_loss, l1_sparsity_loss, lifetime_sparseness, local_dictionary,
+                       log_sparsity_loss, match_dictionaries, mean_activation, p_norm_sparsity_loss,
+                       plot_dictionary, plot_reconstructions, plot_sparse_autoencoder_analysis,
                        plot_sparse_training_history, plot_sweep, population_sparseness,
-                       sparse_dictionary, sweep)
+                       sparse_dictionary, splice, sweep)
 from sparse_ae import train_sparse_autoencoder_with_early_stopping as train
 from sparse_ae import train_val_split
 from sparse_ae.cli import metrics_table, representative_samples
@@ -38,6 +38,8 @@ from sparse_ae.lab.explorer import latent_statistics, unit_atoms
 from sparse_ae.lab.widgets import _plot_slope, _plot_step
 from sparse_ae.losses import METRICS, PENALTIES, Measurements, l1_for_sparseness
 from sparse_ae.models import geometric_median, unit_norm
+from sparse_ae.networks.splice import ablate_latents
+from sparse_ae.networks.store import StoreWriter
 from sparse_ae.options import fitted_scaling
 from sparse_ae.presets import PRESETS
 from sparse_ae.regularizers import (contractive_penalty, isometry_penalty, jacobians, mix_codes,
@@ -134,6 +136,7 @@ def fit(model=None, data=X, val=X[:20], **options):
 
 
 def preset(name):
+    torch.manual_seed(0)
     own, training = SparseAutoencoder.from_preset(
         name, 16, 12, **({} if name == 'ng' else dict(l0=3)), num_epochs=2, steps_per_epoch=5,
         batch_size=20, verbose=0, seed=0)
@@ -251,6 +254,33 @@ def shards():
         return fit(data=parts, val=X)
 
 
+def network():
+    torch.manual_seed(0)
+    where = dict(device='cpu', dtype=torch.float32)
+    return nn.Sequential(nn.Linear(16, 16, **where), nn.ReLU(), nn.Linear(16, 4, **where))
+
+
+def captured():
+    with tempfile.TemporaryDirectory() as folder:
+        store = capture(network(), '0', X.split(20), f'{folder}/store', verbose=0)
+        return store[:], store.samples[:], store.positions[:]
+
+
+def stored():
+    with tempfile.TemporaryDirectory() as folder:
+        writer = StoreWriter(f'{folder}/store', shard_bytes=2**12)
+        for part in X.split(20): writer.append(part, dict(sample=torch.arange(len(part), device='cpu')))
+        writer.close()
+        store = ActivationStore(f'{folder}/store')
+        parts = store.split(0.3)
+        return store[5:60:3], [part[:] for part in parts], [part.samples[:] for part in parts]
+
+
+def spliced():
+    found = network()
+    with splice(found, '0', model(), error_term=True, edit=ablate_latents(1)): return found(X)
+
+
 def options_checked():
     options = TrainingOptions(1, 1e-3, 1, sparsity_type='kl')
     options.check()
@@ -296,6 +326,7 @@ TRAININGS = {
 
 # functions that compute in the dtype of the model, whatever autocast surrounds them
 EXACT = {
+    'ActivationStore': stored,
     'FeatureExplorer': lambda: explored(model(), image_shape=(4, 4)), 'LossPlayground': playground,
     'Metric': lambda: [METRICS[name].value(Measurements(64, (Z != 0).sum(0)))
                        for name in ('l0', 'dead_fraction')],
@@ -341,6 +372,9 @@ EXACT = {
 
 # follow a surrounding autocast, as all modules and functions of torch do
 FOLLOWS = {
+    'capture': captured, 'splice': spliced,
+    'evaluate_in_network': lambda: evaluate_in_network(network(), '0', model(), X.split(20),
+                                                       verbose=0),
     'BatchTopK': lambda: passes(model(activation=BatchTopK(3))),
     'Gated': lambda: passes(model(activation=Gated())),
     'HardThreshold': lambda: passes(model(activation=HardThreshold(learned=True))),

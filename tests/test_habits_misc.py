@@ -154,8 +154,9 @@ s.sweep(new, x, x, [{}], **options)
 s.FeatureExplorer(new(), x).wait()
 print(made)
 """
-    done = subprocess.run([sys.executable, '-c', program], env=os.environ | dict(TQDM_DISABLE='1'),
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', program],
+                          env=os.environ | dict(TQDM_DISABLE='1'), capture_output=True,
+                          text=True, check=True)
     assert (done.stdout.splitlines()[-1], done.stderr) == ('[True, True, True]', '')
 
 
@@ -351,7 +352,7 @@ MISTAKES = {
     'scaling': (dict(scaling='rows'), "scaling must be 'auto', 'none', 'global' or 'columns'"),
     'l0 many': (dict(l0=99), 'l0 must be at most latent_dim=12, got 99'),
     'key': (dict(key='y'), 'key must be empty for a .npy file'),
-    'folder': (dict(data='.'), 'data must be a .npy, .npz or .csv file')}
+    'folder': (dict(data='.'), 'data must be a folder with store.json')}
 
 
 @pytest.mark.parametrize('name', MISTAKES)

@@ -8,6 +8,7 @@ __all__ = ['encode_unrolled']
 # %% ../../nbs/engines/05_unrolled.ipynb #unr00004
 import math
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -85,9 +86,9 @@ def _search(model:BaseSparseAutoencoder, x:Tensor) -> list[_Estimate]:
         code = concatenate_codes([estimate.code for estimate in step])
         if last is None: joined.append(_Estimate(code, None))
         else:     # an index counts from the first entry of its chunk
-            before = torch.tensor([0, *(len(e.code.values) for e in last[:-1])]).cumsum(0).tolist()
+            offsets = accumulate((len(e.code.values) for e in last), initial=0)
             previous = [torch.where(e.previous < 0, -1, e.previous + offset)
-                        for e, offset in zip(step, before)]
+                        for e, offset in zip(step, offsets)]
             joined.append(_Estimate(code, torch.cat(previous)))
         last = step
     return joined
