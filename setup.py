@@ -8,7 +8,8 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('sklearn', 'tensorboard', 'wandb', 'dev')}
+extras = {name: cfg[f'{name}_requirements'].split()
+          for name in ('sklearn', 'hf', 'tensorboard', 'wandb', 'dev')}
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'],

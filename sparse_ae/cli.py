@@ -16,7 +16,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial, wraps
+from functools import wraps
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -441,15 +441,6 @@ def _given(options:dict[str, Any]) -> dict[str, Any]:
     return dict(_parsed(given), scaling=scaling, normalize=options['normalize'],
                 **{name: options[name] for name in ('device', 'seed', 'verbose')})
 
-def _split(data:'np.ndarray|Rows', val_fraction:float, seed:int) -> tuple[Any, Any, Any]:
-    "Return training rows, validation rows, and those of the latter that the report shows."
-    if not isinstance(data, Rows):
-        train_data, val_data = train_val_split(data, val_fraction, seed)
-        return train_data, val_data, val_data
-    split = getattr(data, 'split', partial(train_val_split, data))   # own: by samples
-    train_data, val_data = split(val_fraction, seed)
-    return train_data, val_data, sample_rows(val_data, 2**14)
-
 def _train(
     options:dict[str, Any],    # Options of `sparse_ae_train`
 ) -> None:
@@ -461,7 +452,8 @@ def _train(
     matrix = load_matrix(options['data'], options['key'])
     if len(matrix.shape) != 2:
         raise ValueError(f"data must have shape (n, features), got {tuple(matrix.shape)}")
-    train_data, val_data, test_data = _split(matrix, options['val_fraction'], options['seed'])
+    train_data, val_data = train_val_split(matrix, options['val_fraction'], options['seed'])
+    test_data = sample_rows(val_data, 2**14) if isinstance(matrix, Rows) else val_data
     torch.manual_seed(check_seed(options['seed']))
     given = _given(options)
     preset = _choose_preset(options['preset'], given)

@@ -352,6 +352,10 @@ def open_rows(
 def _as_rows(name:str, data:Any) -> 'Rows|None':
     "Return rows of `data`, by its kind; `None` if it has no rows that are read by index."
     if isinstance(data, Rows): return data
+    if isinstance(data, Tensor) and data.layout == torch.sparse_csr:   # as `return_codes='sparse'`
+        parts = data.values(), data.col_indices(), data.crow_indices()
+        data = require('scipy.sparse', 'sklearn').csr_array(
+            tuple(part.detach().cpu().numpy() for part in parts), tuple(data.shape))
     if isinstance(data, (Tensor, np.ndarray)) or hasattr(data, 'to_numpy'):
         return TensorRows(as_tensor_rows(name, data), not isinstance(data, np.memmap))
     if isinstance(data, list): return _rows_of_list(name, data)
@@ -398,9 +402,12 @@ def train_val_split(
     data:Any,                   # Rows for `open_rows`, shape `(n, ...)`, at least 2 rows
     val_fraction:float=0.2,     # Share of the validation rows, strictly between 0 and 1
     seed:int=0,                 # Random seed; equal seeds give equal splits
-) -> tuple[Tensor, Tensor]:     # Training rows, validation rows
-    "Split rows at random into training and validation rows, with at least one row in each."
+) -> tuple[Any, Any]:           # Training rows, validation rows: tensors, or as `data` splits
+    """Split rows at random into training and validation rows, with at least one row in each.
+
+    Rows that have a method `split`, such as an `ActivationStore`, are split by it."""
     data, fraction = open_rows('data', data), check_fraction('val_fraction', val_fraction)
+    if hasattr(data, 'split'): return data.split(fraction, seed)
     if len(data) < 2:
         raise ValueError(f"data must have at least 2 rows to be split, got {len(data)}")
     generator = torch.Generator().manual_seed(check_seed(seed))

@@ -33,10 +33,6 @@ from .validation import (as_tensor, as_tensor_rows, autocast_disabled, check_cho
 # %% ../nbs/16_measures.ipynb #meas_005
 def _code_rows(name:str, codes:Any) -> Rows:   # Shape `(n, latent_dim)`
     "Return codes as rows that are read by index."
-    if isinstance(codes, Tensor) and codes.layout == torch.sparse_csr:
-        csr = require('scipy.sparse', 'sklearn').csr_array
-        parts = codes.values(), codes.col_indices(), codes.crow_indices()
-        codes = csr(tuple(part.detach().cpu().numpy() for part in parts), tuple(codes.shape))
     rows = open_rows(name, codes)
     if len(rows.shape) == 2: return rows
     raise ValueError(f"{name} must have shape (n, latent_dim), got {tuple(rows.shape)}")

@@ -95,6 +95,7 @@ def test_unusual_data():
     masked = np.ma.masked_greater(X.numpy(), 0.9)
     with pytest.raises(ValueError, match='must have no masked entries'): fit(data=masked)
     with pytest.raises(TypeError, match='must be dense'): fit(data=X.to_sparse())
+    assert torch.equal(open_rows('x', X.to_sparse_csr())[:], X)
     with pytest.raises(TypeError, match='or Dataset, got DataLoader; give its .dataset'):
         train_val_split(DataLoader(TensorDataset(X)))
     with torch.inference_mode(): captured = X * 1

@@ -133,6 +133,15 @@ def test_imports_point_one_way():
             assert rank.get(module, 99) < rank[name], f'{name} imports {module}'
 
 
+def test_optional_packages_have_an_extra():
+    "`require` names extras of `setup.py`, which are installed from `settings.ini`."
+    setup, settings = ((ROOT/name).read_text() for name in ('setup.py', 'settings.ini'))
+    named = {extra for path in (ROOT/'sparse_ae').rglob('*.py')
+             for extra in re.findall(r"require\('[\w.]+', '(\w+)'\)", path.read_text())}
+    assert named >= {'hf', 'sklearn'}
+    for extra in named: assert f'{extra}_requirements =' in settings and f"'{extra}'" in setup
+
+
 CORE = 'models losses training eval_viz activations data callbacks'
 
 

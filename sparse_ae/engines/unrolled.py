@@ -71,13 +71,11 @@ def _estimates(
 
 # %% ../../nbs/engines/05_unrolled.ipynb #unr00011
 @torch.no_grad()
-def _search(model:BaseSparseAutoencoder, x:Tensor) -> list[_Estimate]:
+def _search(model:BaseSparseAutoencoder, x:Tensor, weights:_Weights) -> list[_Estimate]:
     "Compute equation (1) for all inputs, chunk by chunk."
-    W, b = model.encoder_weights()[0], model.encoder_bias_1
-    atoms = cast_cached(model.decoder_weights()[0], x.dtype).mT.contiguous()
-    weights = _Weights(cast_cached(W, x.dtype), b.to(x.dtype), atoms)
-    chunks = x.chunk(max(1, math.ceil(len(x) / chunk_rows(x, len(b), model.activation))))
-    u = x.new_empty(len(chunks[0]), len(b))
+    latent_dim = len(weights.b)
+    chunks = x.chunk(max(1, math.ceil(len(x) / chunk_rows(x, latent_dim, model.activation))))
+    u = x.new_empty(len(chunks[0]), latent_dim)
     scratch = torch.zeros(u.numel(), dtype=torch.int32, device=x.device)
     parts = [_estimates(chunk, weights, model.encoder, model.activation, u[:len(chunk)], scratch)
              for chunk in chunks]
@@ -101,11 +99,12 @@ def encode_unrolled(
 ) -> SparseCode:                    # Code, differentiable
     "Encode `x` by equation (1)."
     x, eta = x.to(dtype), model.encoder.step_size
-    steps = _search(model, x)
+    W, b, D = model.encoder_weights()[0], model.encoder_bias_1, model.decoder_weights()[0]
+    with torch.no_grad():
+        atoms = cast_cached(D, dtype).mT.contiguous()
+        steps = _search(model, x, _Weights(cast_cached(W, dtype), b.to(dtype), atoms))
     if not torch.is_grad_enabled():
         return SparseCode(F.relu(steps[-1].code.values), steps[-1].code.pattern)
-    W, b, D = model.encoder_weights()[0], model.encoder_bias_1, model.decoder_weights()[0]
-    with torch.no_grad(): atoms = cast_cached(D, dtype).mT.contiguous()
     residual, carried, last, no_bias = x, 0., None, x.new_zeros(x.shape[1])
     for code, previous in steps:
         if last is not None:

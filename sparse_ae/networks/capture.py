@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..activations import eval_mode
 from ..callbacks import progress_bar
 from .hooks import (check_inputs, find_module, hooked, kept_mask, run_model,
-                                      to_device, to_rows)
+                                      to_device, to_rows, token_ids)
 from .store import ActivationStore, StoreWriter, check_finite
 from ..validation import (as_path, check_bool, check_choice, check_int, check_seed,
                                   first_parameter)
@@ -61,12 +61,6 @@ class CapturedRows(NamedTuple):
     columns:dict[str, Tensor]   # `sample` and `position` in the batch, `token_ids` if known, `(n,)`
     samples:int                 # Number of samples of the batch
 
-def _token_ids(batch:Any, leading:tuple[int, ...]) -> 'Tensor|None':
-    "Return the token of each row; `None` if the batch does not have them."
-    ids = batch.get('input_ids') if isinstance(batch, Mapping) else batch
-    known = isinstance(ids, Tensor) and not ids.is_floating_point() and tuple(ids.shape) == leading
-    return ids if known else None
-
 # %% ../../nbs/networks/02_capture.ipynb #captr011
 def kept_rows(
     batch:Any,                          # Batch of inputs
@@ -81,7 +75,8 @@ def kept_rows(
     if len(set(shapes.values())) > 1:
         raise ValueError("modules must have activations at the same positions, got leading "
                          f"dimensions {shapes}")
-    mask, ids = kept_mask(batch, leading, keep), _token_ids(batch, leading)
+    mask, ids = kept_mask(batch, leading, keep), token_ids(batch)
+    if ids is not None and tuple(ids.shape) != leading: ids = None   # rows are no tokens
     if len(exclude_ids):
         if ids is None:
             raise ValueError("exclude_ids needs batches with input_ids, or tensors of token ids, "

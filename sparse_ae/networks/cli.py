@@ -8,7 +8,6 @@ __all__ = ['find_object', 'load_network', 'find_files', 'text_batches', 'array_b
 # %% ../../nbs/networks/04_cli.ipynb #ncli0004
 import glob
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ..cli import command
 from .capture import capture
@@ -90,10 +90,10 @@ def text_batches(
 ) -> Iterator[dict[str, Tensor]]:   # `input_ids` and `attention_mask`, `(batch, longest)`
     "Yield the samples of all documents in batches, padded on the right."
     def padded() -> dict[str, Tensor]:
-        longest = max(map(len, samples))
-        ids = torch.tensor([sample + [0]*(longest - len(sample)) for sample in samples])
-        mask = torch.tensor([[1]*len(s) + [0]*(longest - len(s)) for s in samples])
-        return dict(input_ids=ids, attention_mask=mask)
+        ids = [torch.tensor(sample, device='cpu') for sample in samples]
+        masks = [torch.ones_like(sample) for sample in ids]
+        return dict(input_ids=pad_sequence(ids, batch_first=True),
+                    attention_mask=pad_sequence(masks, batch_first=True))
     samples = []
     for path in paths:
         for sample in _samples_of(tokenizer, _read_text(path), context):
@@ -128,11 +128,12 @@ def _capture(options:dict[str, Any]) -> None:
     model, tokenizer = load_network(options['model'])
     if options['tokenizer']: tokenizer = find_object('tokenizer', options['tokenizer'])
     special = [] if options['special_tokens'] else getattr(tokenizer, 'all_special_ids', [])
-    dtype = options['dtype'] and DTYPES[check_choice('dtype', options['dtype'], ('', *DTYPES))]
+    dtypes = {'': None, **DTYPES}
+    dtype = dtypes[check_choice('dtype', options['dtype'], dtypes)]
     names = [name.strip() for name in options['modules'].split(',')]
     stores = capture(model.to(check_device(options['device'])), names,
                      _make_inputs(options, tokenizer), options['out'], io=options['io'],
-                     exclude_ids=special, channels=options['channels'], dtype=dtype or None,
+                     exclude_ids=special, channels=options['channels'], dtype=dtype,
                      max_rows=options['max_rows'] or None, resume=options['resume'],
                      verbose=options['verbose'])
     for store in stores.values(): print(store)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_module', 'run_model', 'check_inputs', 'to_device', 'first_tensor', 'replace_first_tensor', 'to_rows',
-           'from_rows', 'kept_mask', 'hooked']
+           'from_rows', 'kept_mask', 'token_ids', 'hooked']
 
 # %% ../../nbs/networks/00_hooks.ipynb #hooks002
 import copy
@@ -156,6 +156,17 @@ def kept_mask(
     if isinstance(mask, Tensor) and shape[:len(leading)] == leading: return None
     raise ValueError(f"{name} must have the shape of the activations without their features, "
                      f"{leading}, got {shape}; keep gives another mask")
+
+# %% ../../nbs/networks/00_hooks.ipynb #hooks041
+def token_ids(
+    batch:Any,          # Batch of inputs
+) -> 'Tensor|None':     # Shape `(samples, tokens)`; `None` if the batch has none
+    "Return the token ids of a batch."
+    if isinstance(batch, Mapping): parts = [batch.get('input_ids')]
+    else: parts = batch if isinstance(batch, (tuple, list)) else [batch]
+    for part in parts:
+        if isinstance(part, Tensor) and part.ndim == 2 and not part.is_floating_point(): return part
+    return None
 
 # %% ../../nbs/networks/00_hooks.ipynb #hooks024
 @contextmanager

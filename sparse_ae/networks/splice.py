@@ -21,7 +21,7 @@ from ..activations import eval_mode
 from ..callbacks import progress_bar
 from ..models import between_steps, check_autoencoder, decode_batch, encode_batch
 from .hooks import (check_inputs, find_module, first_tensor, from_rows, hooked,
-                                      kept_mask, run_model, to_device, to_rows)
+                                      kept_mask, run_model, to_device, to_rows, token_ids)
 from ..validation import (as_tensor, autocast_disabled, check_bool, check_returned,
                                   first_parameter)
 
@@ -206,21 +206,15 @@ def logits_kl_divergence(
     return terms.sum(-1)
 
 # %% ../../nbs/networks/03_splice.ipynb #splice29
-def _token_ids(batch:Any) -> Tensor:
-    "Return the token ids `(samples, tokens)` of a batch. Raises `TypeError` if there are none."
-    if isinstance(batch, Mapping): parts = [batch.get('input_ids')]
-    else: parts = batch if isinstance(batch, (tuple, list)) else [batch]
-    for part in parts:
-        if isinstance(part, Tensor) and part.ndim == 2 and not part.is_floating_point(): return part
-    raise TypeError("batch must be token ids of shape (samples, tokens), begin with them or have "
-                    f"them as 'input_ids', got {type(batch).__name__}")
-
 def next_token_loss(
     output:Any,     # Output of a language model, with logits `(samples, tokens, vocabulary)`
     batch:Any,      # Its input: ids `(samples, tokens)`, or a mapping with `input_ids`
 ) -> Tensor:        # Loss of each token after the first that is not padding, in nats
     """Cross-entropy of the next token, without the padding of the batch's `attention_mask`."""
-    logits, ids = output_logits(output), _token_ids(batch)
+    logits, ids = output_logits(output), token_ids(batch)
+    if ids is None:
+        raise TypeError("batch must be token ids of shape (samples, tokens), begin with them or "
+                        f"have them as 'input_ids', got {type(batch).__name__}")
     if logits.shape[:-1] != ids.shape:
         raise ValueError(f"logits must have shape {(*ids.shape, 'vocabulary')}, as the token ids "
                          f"of the batch; got {tuple(logits.shape)}")
