@@ -12,6 +12,7 @@ from sparse_ae import (BatchTopK, Callback, Contractive, FeatureExplorer, HoyerT
                        plot_dictionary, sparse_dictionary, sweep,
                        train_sparse_autoencoder_with_early_stopping as train, train_val_split)
 from sparse_ae.cli import load_matrix
+from sparse_ae.data import open_rows
 from sparse_ae.eval_viz import dictionary
 from sparse_ae.models import geometric_median
 from sparse_ae.regularizers import contractive_penalty, isometry_penalty
