@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..validation import as_tensor, as_tensor_rows, autocast_disabled, check_int
+from ..validation import as_tensor_rows, autocast_disabled, check_int
 
 # %% ../../nbs/lab/04_text.ipynb #text0007
 TOKEN_STYLES = ('wordpiece', 'bytes', 'sentencepiece', 'words', 'verbatim')
