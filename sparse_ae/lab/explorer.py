@@ -13,8 +13,9 @@ import html
 import itertools
 import json
 import math
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +42,8 @@ from .text import (OutputScores, TokenCounts, TokenUse, check_output_weights,
 from ..measures import dictionary_coordinates
 from ..models import (between_steps, check_autoencoder, encode_batch, hold_steps,
                               reconstruct)
-from ..validation import (as_path, as_tensor, autocast_disabled, check_choice, check_int,
-                                  check_number, check_seed, first_parameter, make_folder)
+from ..validation import (as_path, as_tensor, autocast_disabled, check_bool, check_choice,
+                                  check_int, check_number, check_seed, first_parameter, make_folder)
 
 # %% ../../nbs/lab/03_explorer.ipynb #72949d43
 _BINS = 48   # of a histogram, two to an octave
@@ -688,18 +689,19 @@ def contexts_html(
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0032
 @patch
-def _tables_html(self:FeatureExplorer, view:LatentView) -> list[str]:
-    "Tables of a latent: tokens, nearest latents, output scores."
+def _tables(self:FeatureExplorer, view:LatentView) -> list[tuple[list[str], list[list]]]:
+    "Header and rows of the tables of a latent: tokens, nearest latents, output scores."
     tables, latent = [], view.latent
     if self.tokens is not None:
-        tables.append(table_html(['token', 'active on', 'share', 'mean activation'], [
+        at_least = '' if self.stats.token_counts.is_exact else ' at least'
+        tables.append((['token', 'active on' + at_least, 'share', 'mean activation'], [
             [use.token, use.count, f'{use.share:.1%}', f'{use.mean:.3g}']
             for use in self.token_table(latent)]))
-        tables.append(table_html(['nearest latents', 'cosine', 'label'], [
+        tables.append((['nearest latents', 'cosine', 'label'], [
             [j, f'{cosine:.2f}', self.label(j)] for j, cosine in view.nearest]))
     if self.output_weights is not None:
         found = self.output_scores(latent)
-        tables.append(table_html(['raises', 'score', 'lowers', 'score'], [
+        tables.append((['raises', 'score', 'lowers', 'score'], [
             [high, f'{a:+.3g}', low, f'{b:+.3g}'] for (high, a), (low, b) in zip(*found)]))
     return tables
 
@@ -716,9 +718,9 @@ def latent_html(
     parts = [html.escape(', '.join(f'{title} {_score_text(value)}'
                                    for title, value in view.scores.items()))]
     if self.tokens is not None: parts.append(self.contexts_html(latent))
-    if tables := self._tables_html(view):
+    if tables := self._tables(view):
         parts.append('<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start">'
-                     f'{"".join(tables)}</div>')
+                     f'{"".join(table_html(*table) for table in tables)}</div>')
     return ''.join(f'<div>{part}</div>' for part in parts if part)
 
 # %% ../../nbs/lab/03_explorer.ipynb #6b0f014b
@@ -726,19 +728,20 @@ class _ExplorerPanel:
     "Layout of an explorer; the handlers are attached by `FeatureExplorer.widget`."
     counter = itertools.count()
 
-    def __init__(self, latent_dim:int, samples:int, page:int):
+    def __init__(self, latent_dim:int, samples:int, page:int, orders:Sequence[str]=ORDERS):
         import ipywidgets as w
         wide = dict(style=dict(description_width='initial'), layout=dict(width='20rem'))
         narrow = dict(layout=dict(width='2.5rem'))
-        self.css_class = f'sparse-ae-{next(self.counter)}'
-        self.by = w.Dropdown(options=ORDERS, description='order', layout=dict(width='14rem'))
+        number = next(self.counter)
+        self.css_class, self.map_class = f'sparse-ae-{number}', f'explorer-{number}'
+        self.by = w.Dropdown(options=orders, description='order', layout=dict(width='14rem'))
         self.search = w.Text(description='search', placeholder='number or name',
                              continuous_update=False, layout=dict(width='16rem'))
         self.latent = w.IntSlider(0, 0, latent_dim - 1, description='latent',
                                   continuous_update=False, **wide)
         self.previous = w.Button(icon='chevron-left', tooltip='previous atoms', **narrow)
         self.next = w.Button(icon='chevron-right', tooltip='next atoms', **narrow)
-        self.range_label, self.style, self.contexts = w.Label(), w.HTML(), w.HTML()
+        self.range_label, self.style, self.text = w.Label(), w.HTML(), w.HTML()
         self.atoms = [w.Button(layout=dict(margin='1px', padding='0')) for _ in range(page)]
         for k, button in enumerate(self.atoms): button.add_class(f'{self.css_class}-{k}')
         self.figure, self.steering = image_widget(), image_widget()
@@ -746,16 +749,35 @@ class _ExplorerPanel:
         self.scale = w.FloatSlider(0, min=-2, max=4, step=0.1, description='scale',
                                    tooltip='factor of the activation; 0: switched off', **wide)
         self.progress = w.IntProgress(0, 0, samples, description='statistics')
+        self._make_map(latent_dim, ['density', *orders[len(ORDERS):]])
         self.box = self._arrange()
 
-    def _arrange(self) -> Any:
-        import ipywidgets as w
-        row = lambda *parts: w.HBox(parts, layout=dict(flex_flow='row wrap', align_items='center'))
-        return w.VBox([row(self.by, self.search, self.latent, self.progress),
-                       row(self.previous, self.range_label, self.next), self.style,
-                       row(*self.atoms), self.figure, self.contexts,
-                       row(self.sample, self.scale), self.steering],
-                      layout=dict(align_items='flex-start'))
+# %% ../../nbs/lab/03_explorer.ipynb #expl0036
+def _row(*parts:Any) -> Any:   # `ipywidgets.HBox`
+    import ipywidgets as w
+    return w.HBox(parts, layout=dict(flex_flow='row wrap', align_items='center'))
+
+@patch
+def _make_map(self:_ExplorerPanel, latent_dim:int, colors:list[str]) -> None:
+    "Create the widgets of the map, which are hidden until it is computed."
+    import ipywidgets as w
+    self.map_button = w.Button(description='map', tooltip='show all atoms as points')
+    self.map_color = w.Dropdown(options=colors, description='colour', layout=dict(width='14rem'))
+    self.map_latent = w.BoundedIntText(0, 0, latent_dim - 1, description='latent',
+                                       layout=dict(width='12rem'))
+    self.map, self.map_mark, self.map_legend = w.HTML(), w.HTML(), w.HTML()
+    self.map_box = w.VBox([_row(self.map_color, self.map_latent), self.map_legend, self.map,
+                           self.map_mark], layout=dict(display='none', width='100%'))
+    self.map_box.add_class(self.map_class)
+
+@patch
+def _arrange(self:_ExplorerPanel) -> Any:
+    import ipywidgets as w
+    return w.VBox([_row(self.by, self.search, self.latent, self.progress), self.map_box,
+                   _row(self.previous, self.range_label, self.next, self.map_button), self.style,
+                   _row(*self.atoms), self.figure, self.text,
+                   _row(self.sample, self.scale), self.steering],
+                  layout=dict(align_items='flex-start'))
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0017
 @patch
@@ -764,23 +786,33 @@ def show_atoms(
     latents:Sequence[int],    # Indices of the latents on the page
     pictures:np.ndarray,      # Their atoms, shape `(n, height, width[, 3])`
     selected:int,             # Index of the framed latent
+    labels:'Sequence[str]|None'=None,   # Their labels, which are shown in place of the pictures
 ) -> None:
     "Show atoms on the buttons; further buttons are hidden."
-    width, n = 48, len(pictures)
-    height = max(16, round(width*pictures.shape[1]/pictures.shape[2]))
-    sprite = np.concatenate(list(pictures), 1) if n else np.ones((1, 1))
-    data = base64.b64encode(array_png(sprite)).decode()
-    rules = [f'[class*="{self.css_class}-"] {{ width: {width}px; height: {height}px; '
-             f'background: url(data:image/png;base64,{data}) 0 0 / {n*width}px {height}px '
-             'no-repeat !important; image-rendering: pixelated; }']
+    rules, width = [], 48
+    if labels is None: rules.append(self._sprite_rule(pictures, width))
     for k, (button, latent) in enumerate(itertools.zip_longest(self.atoms, latents)):
         button.layout.display = 'none' if latent is None else None
         if latent is None: continue
         button.tooltip = f'latent {latent}'
-        frame = 'outline: 3px solid #e69600;' if latent == selected else ''
-        rules.append(f'.{self.css_class}-{k} {{ background-position: -{k*width}px 0 !important; '
-                     f'{frame}}}')
+        if labels is not None:
+            button.description = f'{latent} {labels[k]}'[:40]
+            button.layout.width, button.layout.padding = 'auto', '0 0.5rem'
+        rules.append(f'.{self.css_class}-{k} {{ '
+                     f'background-position: -{k*width}px 0 !important; }}')
+        if latent == selected:
+            rules.append(f'.{self.css_class}-{k} {{ outline: 3px solid #e69600; }}')
     self.style.value = f'<style>{" ".join(rules)}</style>'
+
+@patch
+def _sprite_rule(self:_ExplorerPanel, pictures:np.ndarray, width:int) -> str:
+    "CSS rule that gives all buttons one picture of the atoms as background."
+    n, height = len(pictures), max(16, round(width*pictures.shape[1]/pictures.shape[2]))
+    sprite = np.concatenate(list(pictures), 1) if n else np.ones((1, 1))
+    data = base64.b64encode(array_png(sprite)).decode()
+    return (f'[class*="{self.css_class}-"] {{ width: {width}px; height: {height}px; '
+            f'background: url(data:image/png;base64,{data}) 0 0 / {n*width}px {height}px '
+            'no-repeat !important; image-rendering: pixelated; }')
 
 # %% ../../nbs/lab/03_explorer.ipynb #3365e0ff
 @patch(as_prop=True)
@@ -788,7 +820,7 @@ def widget(self:FeatureExplorer) -> Any:  # `ipywidgets.VBox`
     "Widget of the explorer, created on first access."
     if self.panel is None:
         self.page_start = 0
-        p = self.panel = _ExplorerPanel(self.latent_dim, len(self.data), self.page)
+        p = self.panel = _ExplorerPanel(self.latent_dim, len(self.data), self.page, self.orders)
         p.progress.value = self.stats.n
         p.by.observe(lambda _: self._show_page(0), 'value')
         p.search.observe(self._on_search, 'value')
@@ -799,6 +831,9 @@ def widget(self:FeatureExplorer) -> Any:  # `ipywidgets.VBox`
             button.on_click(lambda _, k=k: self.show_latent(int(self.page_latents[k])))
         for control in (p.sample, p.scale):
             control.observe(lambda _: self._draw_steering(), 'value')
+        p.map_button.on_click(lambda _: self._start_map())
+        p.map_color.observe(lambda _: self._draw_map(), 'value')
+        p.map_latent.observe(lambda change: self.show_latent(change['new']), 'value')
         self._refresh()
     return self.panel.box
 
@@ -823,6 +858,10 @@ def _on_latent(self:FeatureExplorer, change:dict) -> None:
     self._draw()
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0019
+def _error_html(error:BaseException) -> str:
+    text = html.escape(f'{type(error).__name__}: {error}')
+    return f'<span style="color:#c00">{text}</span>'
+
 @patch
 def _refresh(self:FeatureExplorer) -> None:
     "Update all parts with the current statistics."
@@ -832,9 +871,8 @@ def _refresh(self:FeatureExplorer) -> None:
         self.panel.latent.value = int(self.order()[0])
     self._show_page(0)
     self._draw()
-    if self.error:
-        text = html.escape(f'{type(self.error).__name__}: {self.error}')
-        self.panel.contexts.value = f'<span style="color:#c00">{text}</span>'
+    if self.coordinates is not None: self._draw_map()
+    if self.error: self.panel.text.value = _error_html(self.error)
 
 @patch
 def _show_page(self:FeatureExplorer, start:int) -> None:
@@ -844,10 +882,11 @@ def _show_page(self:FeatureExplorer, start:int) -> None:
     order = self.order(p.by.value, p.latent.value, '' if is_index else search)
     if not 0 <= start < max(1, len(order)): return
     self.page_start, self.page_latents = start, order[start:start + self.page]
-    n = len(self.page_latents)
+    n, latents = len(self.page_latents), self.page_latents.tolist()
     p.range_label.value = (f'atoms {start + 1:,} to {start + n:,} of {len(order):,}' if n else
                            'no latent matches')
-    p.show_atoms(self.page_latents.tolist(), self.atom_pictures(self.page_latents), p.latent.value)
+    labels = None if self.tokens is None else [self.label(j) for j in latents]
+    p.show_atoms(latents, self.atom_pictures(latents), p.latent.value, labels)
 
 # %% ../../nbs/lab/03_explorer.ipynb #53002181
 @patch
@@ -855,7 +894,8 @@ def _draw(self:FeatureExplorer) -> None:
     "Draw the pictures of the selected latent."
     p, latent = self.panel, self.panel.latent.value
     p.figure.value = figure_png(self.latent_figure(latent))
-    if self.tokens is not None: p.contexts.value = self.contexts_html(latent)
+    p.text.value = self.latent_html(latent)
+    self._mark_on_map(latent)
     top = self.describe(latent).top
     if top and top[0][1] != p.sample.value: p.sample.value = top[0][1]  # its handler draws as well
     else: self._draw_steering()
@@ -870,15 +910,82 @@ def _draw_steering(self:FeatureExplorer) -> None:
 def picture(self:FeatureExplorer) -> bytes:  # PNG file
     "Return the page of atoms and the selected latent as one picture."
     self.widget   # creates the panel
-    atoms = self.atom_pictures(self.page_latents)
-    scale = max(1, 48 // atoms.shape[2])
-    sheet = mosaic(atoms, columns=16).repeat(scale, 0).repeat(scale, 1)
-    return stacked_png(sheet, self.panel.figure.value, self.panel.steering.value)
+    sheets = []
+    if self.tokens is None:
+        atoms = self.atom_pictures(self.page_latents)
+        scale = max(1, 48 // atoms.shape[2])
+        sheets.append(mosaic(atoms, columns=16).repeat(scale, 0).repeat(scale, 1))
+    return stacked_png(*sheets, self.panel.figure.value, self.panel.steering.value)
 
 @patch
 def _ipython_display_(self:FeatureExplorer) -> None:
     self.ended.wait(2)  # a short pass is then complete
     WidgetWithPicture._ipython_display_(self)
+
+# %% ../../nbs/lab/03_explorer.ipynb #expl0038
+_MAP_LATENTS = 4096   # t-SNE of more atoms takes minutes
+
+@patch
+def map_coordinates(self:FeatureExplorer) -> np.ndarray:   # `(latent_dim, 2)`; NaN: not shown
+    "Return the place of each atom on the map. Raises `ValueError` for less than four atoms."
+    if self.coordinates is None:
+        self.wait()
+        shown = self.order()[:_MAP_LATENTS]
+        shown = shown[self.stats.density[shown] > 0]
+        coordinates = np.full((self.latent_dim, 2), np.nan)
+        coordinates[shown] = dictionary_coordinates(self.atoms()[shown])
+        self.coordinates = coordinates
+    return self.coordinates
+
+@patch
+def map_colors(
+    self:FeatureExplorer,
+    by:str='density',   # 'density' or a title of `scores`
+) -> PointColors:
+    "Return the colours of the latents on the map."
+    check_choice('by', by, ('density', *self.scores))
+    return point_colors(self.stats.density.numpy() if by == 'density' else self.scores[by])
+
+@patch
+def _map_svg(self:FeatureExplorer, by:str, latents:Sequence[int], attributes:str='') -> str:
+    "Draw latents of the map, with their labels."
+    return map_svg(self.map_coordinates(), self.map_colors(by).colors,
+                   {j: self.label(j) for j in latents}, attributes)
+
+# %% ../../nbs/lab/03_explorer.ipynb #expl0039
+@patch
+def _start_map(self:FeatureExplorer) -> None:
+    "Compute and show the map, in a thread."
+    self.panel.map_button.disabled, self.panel.map_button.description = True, 'map: computing …'
+    self.map_thread = threading.Thread(target=self._compute_map, daemon=True, name='map')
+    self.map_thread.start()
+
+@patch
+def _compute_map(self:FeatureExplorer) -> None:
+    try:
+        self.map_coordinates()
+        self._draw_map()
+    except Exception as error:
+        self.panel.map_legend.value = _error_html(error)
+        self.panel.map_box.layout.display = None
+    self.panel.map_button.layout.display = 'none'
+
+@patch
+def _draw_map(self:FeatureExplorer) -> None:
+    p = self.panel
+    by, latents = p.map_color.value, self.order().tolist()
+    style = 'style="width:100%;max-width:56rem;cursor:pointer"'
+    p.map.value = self._map_svg(by, latents, f'{style} {widget_map_attributes(p.map_class)}')
+    p.map_legend.value = legend_html(self.map_colors(by).legend)
+    p.map_box.layout.display, p.map_button.layout.display = None, 'none'
+
+@patch
+def _mark_on_map(self:FeatureExplorer, latent:int) -> None:
+    "Mark the point of the selected latent."
+    p = self.panel
+    p.map_latent.value = latent
+    p.map_mark.value = (f'<style>.{p.map_class} circle[data-latent="{latent}"] '
+                        '{ stroke: #e6007e; stroke-width: 4px; }</style>')
 
 # %% ../../nbs/lab/03_explorer.ipynb #6a3ebee2
 _PAGE_TEMPLATE = """<!doctype html>
@@ -888,11 +995,14 @@ _PAGE_TEMPLATE = """<!doctype html>
 .sample {{ background-image: url(data:image/png;base64,{samples}); }}
 </style></head><body>
 <h1>{title}</h1>
+<details id="map" open><summary>Map of the dictionary</summary>
+<label>Colour <select id="color"></select></label> <span id="legend"></span>{map}</details>
 <div id="controls"><label>Search <input id="search" placeholder="number or name"></label>
 <label>Order <select id="order">{orders}</select></label><span id="count"></span></div>
 <div id="both"><div id="atoms"></div><div id="latent"></div></div>
 <script type="application/json" id="data">{data}</script>
-<script>{script}</script>
+<script>const handleMap = {map_script};
+{script}</script>
 </body></html>
 """
 
@@ -915,11 +1025,12 @@ def _grid(
 # %% ../../nbs/lab/03_explorer.ipynb #1a965fad
 @patch
 def _noted_samples(self:FeatureExplorer, view:LatentView, samples:list, notes:list[str]) -> list:
-    "Pairs of a note and a context; the context is `None` for pictures."
-    if self.tokens is None: return [[note, None] for note in notes]
-    return [[note, [[token, _opacity(value, view)]
-                    for token, value in self.context(view.latent, sample)]]
-            for note, (_, sample) in zip(notes, samples)]
+    "Note, context and index of its marked token; the context is `None` for pictures."
+    if self.tokens is None: return [[note, None, None] for note in notes]
+    contexts = self._contexts(view.latent, [sample for _, sample in samples])
+    return [[note, [[text, opacity(value, _largest(view))]
+                    for text, value in zip(context.texts, values)], sample - context.rows.start]
+            for note, (_, sample), (context, values) in zip(notes, samples, contexts)]
 
 @patch
 def _page_record(self:FeatureExplorer, latent:int, position:int, k:int) -> tuple[dict, list[int]]:
@@ -935,9 +1046,12 @@ def _page_record(self:FeatureExplorer, latent:int, position:int, k:int) -> tuple
     record = dict(
         id=latent, position=position, density=view.density, mean=view.mean,
         label=self.label(latent), counts=counts, range=[f'{edge:.2g}' for edge in limits],
+        scores=[[title, _score_text(value)] for title, value in view.scores.items()],
         top=self._noted_samples(view, top, top_notes),
         quantiles=self._noted_samples(view, examples, example_notes),
-        nearest=[[j, round(cosine, 2)] for j, cosine in view.nearest])
+        nearest=[[j, round(cosine, 2)] for j, cosine in view.nearest],
+        tables=[[header, [[cell if isinstance(cell, str) else f'{cell:,}' for cell in row]
+                          for row in rows]] for header, rows in self._tables(view)])
     return record, [i for _, i in (*top, *examples)]
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0022
@@ -955,17 +1069,38 @@ def _page_data(self:FeatureExplorer, order:Sequence[int],
     "JSON data of the page, and the two sheets of pictures."
     columns = dict(atom=32, sample=k + len(QUANTILES))
     records, rows = [], []
-    for position, latent in enumerate(order):
-        record, samples = self._page_record(latent, position, k)
-        records.append(record)
-        if self.tokens is None: rows.append(self._row_of_samples(samples, columns['sample']))
+    with progress_bar(iterable=order, desc='latents of the page', delay=2,
+                      leave=False) as bar:
+        for position, latent in enumerate(bar):
+            record, samples = self._page_record(latent, position, k)
+            records.append(record)
+            if self.tokens is None: rows.append(self._row_of_samples(samples, columns['sample']))
+    self._add_ranks(records)
     atoms = self.atom_pictures(order)
-    data = dict(n=f'{self.stats.n:,}', columns=columns, latents=records,
-                aspect=round(atoms.shape[1] / atoms.shape[2], 3))
+    data = dict(n=f'{self.stats.n:,}', is_text=self.tokens is not None, columns=columns,
+                latents=records, aspect=round(atoms.shape[1] / atoms.shape[2], 3))
     samples = np.concatenate(rows) if rows else np.ones((1, 1))
     return data, _grid(atoms, columns['atom']), samples
 
+@patch
+def _add_ranks(self:FeatureExplorer, records:list[dict]) -> None:
+    "Add to each record the position of its latent in the order of each title of `scores`."
+    ranks = {title: self.order(title).argsort().tolist() for title in self.scores}
+    for record in records:
+        record['ranks'] = {title: rank[record['id']] for title, rank in ranks.items()}
+
 # %% ../../nbs/lab/03_explorer.ipynb #460d45e2
+@patch
+def _page_map(self:FeatureExplorer, latents:Sequence[int]) -> tuple[str, dict]:
+    "SVG of the map of some latents, and the colours of its points for each title."
+    svg = self._map_svg('density', latents)
+    shown = list(map(int, re.findall(r'data-latent="(\d+)"', svg)))
+    colors = {}
+    for title in ('density', *self.scores):
+        found = self.map_colors(title)
+        colors[title] = dict(colors=[found.colors[j] for j in shown], legend=found.legend)
+    return svg, colors
+
 @patch
 def export_html(
     self:FeatureExplorer,
@@ -973,17 +1108,21 @@ def export_html(
     title:str='What does each latent mean?',  # Heading of the page
     latents:int=1024,                       # Maximum number of latents, the most active first
     k:int=8,                                # Maximum number of most activating samples per latent
+    with_map:'bool|None'=None,              # Whether to show a map; `None`: if it is computed
 ) -> Path:                                  # `path`
     "Write the explorer as one self-contained HTML file. Raises `ValueError` for a folder."
     path = as_path('path', path)
     if path.is_dir(): raise ValueError(f"path must be a file's, got the folder {str(path)!r}")
+    if with_map is None: with_map = self.coordinates is not None
     self.wait()
-    order = self.order('most active')[:check_int('latents', latents)]
-    data, atoms, samples = self._page_data(order.tolist(), check_int('k', k))
+    order = self.order('most active')[:check_int('latents', latents)].tolist()
+    data, atoms, samples = self._page_data(order, check_int('k', k))
+    svg, data['map'] = self._page_map(order) if check_bool('with_map', with_map) else ('', {})
     text = json.dumps(data, separators=(',', ':'), allow_nan=False).replace('<', r'\u003c')
     encode = lambda sheet: base64.b64encode(array_png(sheet)).decode()
     page = _PAGE_TEMPLATE.format(
-        title=html.escape(str(title)), orders=''.join(f'<option>{name}' for name in ORDERS),
+        title=html.escape(str(title)), map=svg, map_script=map_script().rstrip(),
+        orders=''.join(f'<option>{html.escape(name)}' for name in self.orders),
         style=_page_file('explorer_page.css'), script=_page_file('explorer_page.js'),
         data=text, atoms=encode(atoms), samples=encode(samples))
     make_folder('path', path.parent)
