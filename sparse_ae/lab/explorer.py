@@ -46,7 +46,8 @@ from ..validation import (as_path, as_tensor, autocast_disabled, check_bool, che
                                   check_int, check_number, check_seed, first_parameter, make_folder)
 
 # %% ../../nbs/lab/03_explorer.ipynb #72949d43
-_BINS = 48   # of a histogram, two to an octave
+_BINS = 48      # of a histogram, two to an octave
+_EXAMPLES = 3   # random samples stored for each bin
 
 class LatentStatistics:
     "Statistics of each latent over data, updated block by block."
@@ -71,7 +72,7 @@ class LatentStatistics:
         self.top_values = torch.zeros(latent_dim, k, dtype=torch.float32, **where)
         self.top_samples = torch.full((latent_dim, k), -1, **where)
         self.histogram = torch.zeros(latent_dim, _BINS, dtype=torch.long, **where)
-        self.example = torch.full((latent_dim, _BINS), -1, **where)
+        self.examples = torch.full((_EXAMPLES, latent_dim, _BINS), -1, **where)
 
     @property
     def density(self) -> Tensor:  # Shape `(latent_dim,)`
@@ -129,14 +130,17 @@ def _update_histogram(self:LatentStatistics, values:Tensor, latent:Tensor, sampl
     flat_bins = torch.bucketize(values, self.edges[1:-1]) + _BINS*latent
     added = torch.bincount(flat_bins, minlength=self.histogram.numel())
     self.histogram += added.view_as(self.histogram)
+    changed = added.nonzero()[:, 0]
+    probability = added[changed].float() / self.histogram.view(-1)[changed]
     order = torch.randperm(len(flat_bins), generator=self.generator, device='cpu')
-    drawn = torch.full((self.histogram.numel(),), -1, device='cpu')
-    drawn.scatter_(0, flat_bins[order], samples[order])
-    probability = added.float() / self.histogram.flatten().clamp(min=1)
-    uniform = torch.rand(len(added), generator=self.generator, dtype=torch.float32, device='cpu')
-    replace = uniform < probability
-    self.example = torch.where(replace.view_as(self.example), drawn.view_as(self.example),
-                               self.example)
+    drawn = torch.empty(self.histogram.numel(), dtype=torch.long, device='cpu')
+    for examples in self.examples:
+        drawn.scatter_(0, flat_bins[order], samples[order])
+        order = order.roll(len(order) // _EXAMPLES + 1)     # again a random order
+        uniform = torch.rand(len(changed), generator=self.generator, dtype=torch.float32,
+                             device='cpu')
+        replaced = changed[uniform < probability]
+        examples.view(-1)[replaced] = drawn[replaced]
 
 # %% ../../nbs/lab/03_explorer.ipynb #a857a9e2
 @patch
@@ -153,7 +157,8 @@ def quantiles(
     bins = [int(b) if counts[b] else int((cumulative > cumulative[b]).nonzero()[0])
             for b in bins.clamp(max=int(counts.nonzero()[-1]))]
     centres = (self.edges[1:]*self.edges[:-1]).sqrt()
-    return [(centres[b].item(), self.example[latent, b].item()) for b in bins]
+    earlier = [bins[:k].count(b) % _EXAMPLES for k, b in enumerate(bins)]
+    return [(centres[b].item(), self.examples[k, latent, b].item()) for k, b in zip(earlier, bins)]
 
 # %% ../../nbs/lab/03_explorer.ipynb #rowsprot
 def _gather_rows(
@@ -393,7 +398,7 @@ def describe(
         numbers = stats.density[latent].item(), stats.mean[latent].item()
         histogram = stats.histogram[latent].clone().numpy()
     return LatentView(latent, *numbers, self._activations(top, latent),
-                      self._activations(examples, latent),
+                      sorted(self._activations(examples, latent), key=lambda pair: abs(pair[0])),
                       list(zip(neighbours.tolist(), cosines.tolist())), histogram,
                       {title: values[latent].item() for title, values in self.scores.items()})
 
@@ -487,9 +492,10 @@ class _Sheet(NamedTuple):
 
 @patch
 def _sheets(self:FeatureExplorer, view:LatentView) -> list[_Sheet]:
-    "Sheets of a latent: samples, unless they are tokens, and similar atoms."
+    "Sheets of a latent: samples and similar atoms; text has tables instead."
     sheets = []
-    if self.tokens is None and view.top:
+    if self.tokens is not None: return sheets
+    if view.top:
         top = view.top[:16]
         sheets.append(_Sheet('activate it most (activation)',
                              self.sample_pictures([i for _, i in top]),
@@ -541,12 +547,13 @@ def latent_figure(
     latent:int,      # Index of the latent
 ) -> Figure:
     "Plot atom, activations, samples and neighbours of a latent."
-    view, fig = self.describe(latent), new_figure(10, 4.6)
-    left, right = fig.subfigures(1, 2, width_ratios=(1, 2.2))
-    atom, histogram = left.subplots(2, 1)
+    view = self.describe(latent)
+    sheets = self._sheets(view)
+    fig = new_figure(10, 4.6 if sheets else 2.3)
+    left, right = fig.subfigures(1, 2, width_ratios=(1, 2.2)) if sheets else (fig, None)
+    atom, histogram = left.subplots(*((2, 1) if sheets else (1, 2)))
     self._draw_atom(atom, latent)
     self._draw_histogram(histogram, view)
-    sheets = self._sheets(view)
     if not sheets: return fig
     heights = [math.ceil(len(sheet.notes) / 8) for sheet in sheets]
     axes = right.subplots(len(sheets), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -767,15 +774,17 @@ def _make_map(self:_ExplorerPanel, latent_dim:int, colors:list[str]) -> None:
                                        layout=dict(width='12rem'))
     self.map, self.map_mark, self.map_legend = w.HTML(), w.HTML(), w.HTML()
     self.map_box = w.VBox([_row(self.map_color, self.map_latent), self.map_legend, self.map,
-                           self.map_mark], layout=dict(display='none', width='100%'))
+                           self.map_mark], layout=dict(display='none', flex='1 1 24rem'))
     self.map_box.add_class(self.map_class)
 
 @patch
 def _arrange(self:_ExplorerPanel) -> Any:
     import ipywidgets as w
-    return w.VBox([_row(self.by, self.search, self.latent, self.progress), self.map_box,
+    latent = w.VBox([self.text, self.figure], layout=dict(flex='2 1 30rem'))
+    return w.VBox([_row(self.by, self.search, self.latent, self.progress),
                    _row(self.previous, self.range_label, self.next, self.map_button), self.style,
-                   _row(*self.atoms), self.figure, self.text,
+                   _row(*self.atoms), w.HBox([self.map_box, latent], layout=dict(
+                       flex_flow='row wrap', align_items='flex-start', width='100%')),
                    _row(self.sample, self.scale), self.steering],
                   layout=dict(align_items='flex-start'))
 
@@ -974,7 +983,7 @@ def _compute_map(self:FeatureExplorer) -> None:
 def _draw_map(self:FeatureExplorer) -> None:
     p = self.panel
     by, latents = p.map_color.value, self.order().tolist()
-    style = 'style="width:100%;max-width:56rem;cursor:pointer"'
+    style = 'style="width:100%;cursor:pointer"'
     p.map.value = self._map_svg(by, latents, f'{style} {widget_map_attributes(p.map_class)}')
     p.map_legend.value = legend_html(self.map_colors(by).legend)
     p.map_box.layout.display, p.map_button.layout.display = None, 'none'
@@ -995,11 +1004,11 @@ _PAGE_TEMPLATE = """<!doctype html>
 .sample {{ background-image: url(data:image/png;base64,{samples}); }}
 </style></head><body>
 <h1>{title}</h1>
-<details id="map" open><summary>Map of the dictionary</summary>
-<label>Colour <select id="color"></select></label> <span id="legend"></span>{map}</details>
 <div id="controls"><label>Search <input id="search" placeholder="number or name"></label>
 <label>Order <select id="order">{orders}</select></label><span id="count"></span></div>
-<div id="both"><div id="atoms"></div><div id="latent"></div></div>
+<div id="both"><div id="left"><details id="map" open><summary>Map of the dictionary</summary>
+<label>Colour <select id="color"></select></label> <span id="legend"></span>{map}</details>
+<div id="atoms"></div></div><div id="latent"></div></div>
 <script type="application/json" id="data">{data}</script>
 <script>const handleMap = {map_script};
 {script}</script>

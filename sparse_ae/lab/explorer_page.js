@@ -109,7 +109,9 @@ function addContext(note, context, marked, parent) {
   addElement('span', note, line).className = 'note';
   const text = addElement('span', undefined, line);
   context.forEach(([token, strength], k) => {
-    const span = addElement('span', token.replaceAll('\n', '⏎'), text);
+    const spaces = /^ +(?=[^ ])/.exec(token)?.[0] ?? '';   // they have no colour
+    text.append(spaces);
+    const span = addElement('span', token.slice(spaces.length).replaceAll('\n', '⏎'), text);
     span.style.background = `rgba(230,150,0,${strength})`;
     if (k === marked) span.className = 'marked';
   });
