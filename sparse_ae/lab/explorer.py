@@ -728,7 +728,7 @@ def latent_html(
     if tables := self._tables(view):
         parts.append('<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start">'
                      f'{"".join(table_html(*table) for table in tables)}</div>')
-    return ''.join(f'<div>{part}</div>' for part in parts if part)
+    return ''.join(f'<div style="line-height:1.45">{part}</div>' for part in parts if part)
 
 # %% ../../nbs/lab/03_explorer.ipynb #6b0f014b
 class _ExplorerPanel:
@@ -793,9 +793,9 @@ def _arrange(self:_ExplorerPanel) -> Any:
 def show_atoms(
     self:_ExplorerPanel,
     latents:Sequence[int],    # Indices of the latents on the page
-    pictures:np.ndarray,      # Their atoms, shape `(n, height, width[, 3])`
     selected:int,             # Index of the framed latent
-    labels:'Sequence[str]|None'=None,   # Their labels, which are shown in place of the pictures
+    pictures:'np.ndarray|None'=None,    # Their atoms, shape `(n, height, width[, 3])`
+    labels:'Sequence[str]|None'=None,   # Their labels, in place of the pictures
 ) -> None:
     "Show atoms on the buttons; further buttons are hidden."
     rules, width = [], 48
@@ -894,17 +894,17 @@ def _show_page(self:FeatureExplorer, start:int) -> None:
     n, latents = len(self.page_latents), self.page_latents.tolist()
     p.range_label.value = (f'atoms {start + 1:,} to {start + n:,} of {len(order):,}' if n else
                            'no latent matches')
-    labels = None if self.tokens is None else [self.label(j) for j in latents]
-    p.show_atoms(latents, self.atom_pictures(latents), p.latent.value, labels)
+    if self.tokens is None: p.show_atoms(latents, p.latent.value, self.atom_pictures(latents))
+    else: p.show_atoms(latents, p.latent.value, labels=[self.label(j) for j in latents])
 
 # %% ../../nbs/lab/03_explorer.ipynb #53002181
 @patch
 def _draw(self:FeatureExplorer) -> None:
     "Draw the pictures of the selected latent."
     p, latent = self.panel, self.panel.latent.value
-    p.figure.value = figure_png(self.latent_figure(latent))
-    p.text.value = self.latent_html(latent)
     self._mark_on_map(latent)
+    p.text.value = self.latent_html(latent)
+    p.figure.value = figure_png(self.latent_figure(latent))
     top = self.describe(latent).top
     if top and top[0][1] != p.sample.value: p.sample.value = top[0][1]  # its handler draws as well
     else: self._draw_steering()

@@ -354,7 +354,7 @@ def use_map(page, cell):
         number = points(page)[k].get_attribute('data-latent')
         click_beside(page, points(page)[k], 1)
         page.wait(lambda: selected() == number, f'latent {number} in the slider')
-        page.says('active on', cell)
+        page.says(f'stability {int(number)/59:.3g}, group', cell)
     before = selected()
     focused = lambda: page.driver.switch_to.active_element
     assert focused().get_attribute('data-latent') == before
@@ -365,8 +365,9 @@ def use_map(page, cell):
     assert set(moved) - {before} and selected() == before
     focused().send_keys(Keys.ENTER)
     page.wait(lambda: selected() == moved[-1], 'the latent of the keyboard')
+    page.says(f'stability {int(selected())/59:.3g}, group', cell)
     page.choose('stability', cell, 'colour')
-    page.wait(lambda: '0.' in page.output(cell), 'a legend')
+    page.says('0.508', cell)     # in the legend
 
 
 @pytest.mark.parametrize('theme', ['light', 'dark'])
