@@ -404,20 +404,36 @@ def describe(
 
 # %% ../../nbs/lab/03_explorer.ipynb #4c85a0ef
 @patch
+def labels(
+    self:FeatureExplorer,
+    latents:Sequence[int],   # Indices of latents
+) -> list[str]:              # '' for images and for columns without names
+    "Return the strongest features of atoms, or the tokens that activate the latents most."
+    latents = as_tensor('latents', latents).long()
+    if self.tokens is not None: return self._token_labels(latents)
+    if self.feature_names is None: return ['']*len(latents)
+    atoms = self.atoms()[latents]
+    strongest = atoms.abs().topk(min(3, atoms.shape[1])).indices.tolist()
+    return [', '.join(f"{'+' if atom[i] > 0 else '−'}{self.feature_names[i]}" for i in indices)
+            for atom, indices in zip(atoms, strongest)]
+
+@patch
 def label(
     self:FeatureExplorer,
     latent:int,      # Index of the latent
-) -> str:            # '' for images and for columns without names
-    "Return the strongest features of the atom, or the tokens that activate the latent most."
-    if self.tokens is not None:
-        with self.stats.lock:
-            samples = [i for i in self.stats.top_samples[latent, :5].tolist() if i >= 0]
-        names = (token_name(token, self.tokens.style) for token in self.tokens.tokens(samples))
-        return ' '.join(dict.fromkeys(name.strip('␣') or name for name in names))
-    if self.feature_names is None: return ''
-    atom = self.atoms()[latent]
-    return ', '.join(f"{'+' if atom[i] > 0 else '−'}{self.feature_names[i]}"
-                     for i in atom.abs().topk(min(3, len(atom))).indices.tolist())
+) -> str:
+    "Return the label of one latent."
+    return self.labels([latent])[0]
+
+@patch
+def _token_labels(self:FeatureExplorer, latents:Tensor) -> list[str]:
+    "Tokens of the five largest activations of each latent, each token once."
+    with self.stats.lock: samples = self.stats.top_samples[latents, :5]
+    tokens, labels = iter(self.tokens.tokens(samples[samples >= 0])), []
+    for n in (samples >= 0).sum(1).tolist():
+        names = [token_name(next(tokens), self.tokens.style) for _ in range(n)]
+        labels.append(' '.join(dict.fromkeys(name.strip('␣') or name for name in names)))
+    return labels
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0008
 @patch(as_prop=True)
@@ -450,7 +466,7 @@ def order(
     key = self._sort_key(check_choice('by', by, self.orders), self._check_latent(latent))
     order = key.argsort(stable=True)
     if not search: return order
-    matches = [str(search).lower() in self.label(j).lower() for j in order.tolist()]
+    matches = [str(search).lower() in label.lower() for label in self.labels(order)]
     return order[as_tensor('matches', matches).bool()]
 
 # %% ../../nbs/lab/03_explorer.ipynb #cb36a195
@@ -704,8 +720,9 @@ def _tables(self:FeatureExplorer, view:LatentView) -> list[tuple[list[str], list
         tables.append((['token', 'active on' + at_least, 'share', 'mean activation'], [
             [use.token, use.count, f'{use.share:.1%}', f'{use.mean:.3g}']
             for use in self.token_table(latent)]))
+        labels = self.labels([j for j, _ in view.nearest])
         tables.append((['nearest latents', 'cosine', 'label'], [
-            [j, f'{cosine:.2f}', self.label(j)] for j, cosine in view.nearest]))
+            [j, f'{cosine:.2f}', label] for (j, cosine), label in zip(view.nearest, labels)]))
     if self.output_weights is not None:
         found = self.output_scores(latent)
         tables.append((['raises', 'score', 'lowers', 'score'], [
@@ -895,7 +912,7 @@ def _show_page(self:FeatureExplorer, start:int) -> None:
     p.range_label.value = (f'atoms {start + 1:,} to {start + n:,} of {len(order):,}' if n else
                            'no latent matches')
     if self.tokens is None: p.show_atoms(latents, p.latent.value, self.atom_pictures(latents))
-    else: p.show_atoms(latents, p.latent.value, labels=[self.label(j) for j in latents])
+    else: p.show_atoms(latents, p.latent.value, labels=self.labels(latents))
 
 # %% ../../nbs/lab/03_explorer.ipynb #53002181
 @patch
@@ -959,7 +976,7 @@ def map_colors(
 def _map_svg(self:FeatureExplorer, by:str, latents:Sequence[int], attributes:str='') -> str:
     "Draw latents of the map, with their labels."
     return map_svg(self.map_coordinates(), self.map_colors(by).colors,
-                   {j: self.label(j) for j in latents}, attributes)
+                   dict(zip(latents, self.labels(latents))), attributes)
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0039
 @patch
