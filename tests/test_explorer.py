@@ -170,9 +170,12 @@ def test_readable_tokens(tokens, style):
     assert '\n' not in page
 
 
-@given(st.lists(st.lists(st.sampled_from('abc'), max_size=6), max_size=6), st.integers(0, 4))
-def test_contexts_stay_in_their_text(texts, n):
+@given(st.lists(st.lists(st.sampled_from('abc'), max_size=6), max_size=6), st.integers(0, 4),
+       st.booleans())
+def test_contexts_stay_in_their_text(texts, n, ascending):
+    "Also where the positions of one text follow those of the text before, by left padding."
     columns = ListedTokens(texts)
+    if ascending: columns.positions = torch.arange(len(columns.token_ids))
     rows = TokenRows(columns, columns.names) if len(columns.token_ids) else None
     row = 0
     for sequence in texts:
