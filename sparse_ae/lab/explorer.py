@@ -34,8 +34,8 @@ from ..eval_viz import (check_image_shape, finite_dictionary, mosaic, new_figure
 from ..io import atomic_write
 from .display import (BackgroundTask, WidgetWithPicture, array_png, figure_png,
                                    has_front_end, image_widget, stacked_png, tiles)
-from .map import (PointColors, check_latent_values, is_numeric, legend_html, map_script,
-                               map_svg, point_colors, widget_map_attributes)
+from .map import (PointColors, check_latent_values, is_numeric, legend_html,
+                               map_script, map_svg, point_colors, widget_map_attributes)
 from .text import (OutputScores, TokenCounts, TokenUse, check_output_weights,
                                 highlighted_html, logit_lens, opacity, open_tokens, table_html,
                                 token_name)
