@@ -10,14 +10,14 @@ from torch import nn
 
 from sparse_ae import FeatureExplorer, SparseAutoencoder, TopK, train_val_split
 from sparse_ae.lab.map import map_svg, point_colors
-from sparse_ae.lab.text import (TOKEN_STYLES, ListedTokens, TokenCounts, TokenRows, highlighted_html,
-                                readable_tokens, table_html, token_name, token_style)
+from sparse_ae.lab.text import (TOKEN_STYLES, ListedTokens, TokenCounts, TokenRows,
+                                highlighted_html, readable_tokens, table_html, token_name, token_style)
 from sparse_ae.networks.capture import capture
 from sparse_ae.networks.store import ActivationStore
 
 WORDS = ['[PAD]', '[CLS]', '[SEP]', 'the', 'cat', 'read', '##ing', '<b>', '.', 'mat']
-HOSTILE = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><b>', "'", '&lt;',
-           '\u2028', '-->', '\\u003c', 'Ġ<i>', '▁<i>', '##<i>', '\n<i>', ' ']
+HOSTILE = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><b>', "'",
+           '&lt;', '\u2028', '-->', '\\u003c', 'Ġ<i>', '▁<i>', '##<i>', '\n<i>', ' ']
 
 
 class Tokenizer:
