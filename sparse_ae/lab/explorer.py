@@ -252,7 +252,7 @@ class FeatureExplorer(WidgetWithPicture, BackgroundTask):
         feature_names:'Sequence[str]|None'=None,     # Names of the columns of `data`
         tokens:'Sequence[Sequence[str]]|None'=None,  # Text in sequences, one token per row
         token_text:'Callable|Mapping|Sequence|None'=None,  # Strings of the `token_ids` of `data`
-        output_weights:'Tensor|np.ndarray|None'=None,  # Output matrix, `(vocabulary, input_dim)`
+        output_weights:'Tensor|np.ndarray|None'=None,  # Output matrix, shape `(vocabulary, width)`
         output_names:'Sequence[str]|None'=None,      # Names of its rows; `None`: by `token_text`
         scores:'Mapping[str, Any]|None'=None,        # Numbers or names of the latents, by title
         coordinates:'np.ndarray|None'=None,          # Map, `(latent_dim, 2)`; `None`: computed
@@ -266,10 +266,10 @@ class FeatureExplorer(WidgetWithPicture, BackgroundTask):
         self.image_shape = (None if image_shape is None else
                             tuple(check_image_shape(image_shape, features)))
         self.feature_names = _check_feature_names(feature_names, features)
-        self._set_outputs(output_weights, output_names, features, token_text is not None)
         self.like = first_parameter(self.model)
         self.latent_dim = _infer_latent_dim(self.model, self.data, self.like)
         self.page = min(check_int('page', page), self.latent_dim)
+        self._set_outputs(output_weights, output_names, token_text is not None)
         self._set_values(scores, coordinates)
         ids = None if self.tokens is None else self.tokens.columns.token_ids
         self.stats = LatentStatistics(self.latent_dim, k, token_ids=ids)
@@ -302,14 +302,15 @@ def token(self:FeatureExplorer, sample:int) -> str:
 ORDERS = ('most active', 'densest', 'rarest', 'similar', 'number')   # of any explorer
 
 @patch
-def _set_outputs(self:FeatureExplorer, weights:Any, names:Any, width:int, by_id:bool) -> None:
+def _set_outputs(self:FeatureExplorer, weights:Any, names:Any, by_id:bool) -> None:
     "Check the output matrix; `by_id`: its rows have the names of token ids."
     self.output_weights = self.output_names = None
     if weights is None: return
     if names is None and by_id:
         names = [token_name(text, self.tokens.style)
                  for text in self.tokens.strings(range(len(weights)))]
-    self.output_weights, self.output_names = check_output_weights(weights, names, width)
+    self.output_weights, self.output_names = check_output_weights(
+        weights, names, self.atoms().shape[1])
 
 @patch
 def _set_values(self:FeatureExplorer, scores:Any, coordinates:Any) -> None:
