@@ -191,6 +191,19 @@ def explored(own, **options):
             explorer.order('similar', 2), list(explorer.steer(1, 3, 2.)), figures, len(page))
 
 
+def explored_text():
+    "Text, token counts, orders and a map."
+    own = Own()
+    latents = own.encode(X[:1]).shape[1]
+    tokens = [['a', '##b', 'c', '.'][:1 + k % 4]*2 for k in range(9)]
+    explorer = FeatureExplorer(own, X, tokens=[*tokens, ['d']*(len(X) - 42)],
+                               output_weights=np.eye(X.shape[1]),
+                               scores=dict(rank=list(range(latents)))).wait()
+    return ([explorer.latent_html(j) for j in range(3)], explorer.order('rank'),
+            [list(use) for use in explorer.token_table(1)], explorer.map_coordinates(),
+            list(explorer.map_colors('rank')))
+
+
 def dashboard():
     own = TrainingDashboard(every=1e-3)
     own.widget
@@ -360,6 +373,7 @@ EXACT = {
     'rescale': lambda: model().rescale(3.).state_dict(),
     'latent_statistics': lambda: latent_statistics(Own(), X).histogram,
     'explorer of a user-defined module': lambda: explored(Own()),
+    'explorer of text': explored_text,
     'explorer with names': lambda: explored(model(**SINGLE), feature_names=map(str, range(16))),
     'representative_samples': lambda: representative_samples(X),
     'code_results': lambda: code_results(Z.numpy()),
