@@ -779,7 +779,8 @@ def _pairs_across(a:Tensor) -> Tensor:      # Indices, shape `(pairs, 2)`
     pairs, opposite = [], []
     for start in range(0, len(a), size := max(1, 2**25 // len(a))):
         cosines = a[start:start + size] @ a.T
-        pairs.append(((cosines > -0.95) & (cosines <= -0.45)).nonzero() + torch.tensor([start, 0]))
+        pairs.append(((cosines > -0.95) & (cosines <= -0.45)).nonzero()
+                     + torch.tensor([start, 0], device='cpu'))
         opposite.append((cosines <= -0.95).any(1))
     pairs = torch.cat(pairs)
     some = torch.combinations(torch.cat(opposite).nonzero()[:, 0])
