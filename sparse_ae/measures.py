@@ -7,8 +7,8 @@ __all__ = ['BestMatches', 'best_matches', 'Stability', 'dictionary_stability', '
            'span_fraction', 'SubspaceAgreement', 'subspace_agreement', 'explained_variance_with', 'SparseProbing',
            'sparse_probing', 'probing_table', 'MainLatents', 'main_latents', 'Absorption', 'absorption', 'splitting',
            'coactivation', 'coactive_groups', 'plot_coactivation', 'separability_index', 'mixture_index',
-           'angular_entropy', 'atom_clusters', 'ManifoldCluster', 'manifold_clusters', 'plot_manifold_clusters',
-           'dictionary_coordinates', 'plot_dictionary_map']
+           'angular_entropy', 'atom_clusters', 'planar_clusters', 'ManifoldCluster', 'manifold_clusters',
+           'plot_manifold_clusters', 'dictionary_coordinates', 'plot_dictionary_map']
 
 # %% ../nbs/16_measures.ipynb #meas_002
 import itertools
@@ -733,6 +733,10 @@ def angular_entropy(
     share = counts[counts > 0] / len(u)
     return float(-(share * np.log(share)).sum() / np.log(bins))
 
+def _circle_score(separability:float, mixture:float, entropy:float) -> float:
+    "Score of equation (9), 0 to 1."
+    return min(1., 2 * separability) * (1 - mixture) * entropy
+
 # %% ../nbs/16_measures.ipynb #meas_074
 def atom_clusters(
     atoms:'Tensor|np.ndarray',     # Atoms, shape `(latent_dim, input_dim)`
@@ -760,12 +764,71 @@ def atom_clusters(
     links = sparse.coo_array((np.ones(len(pairs[0])), pairs), (len(a), len(a)))
     return _connected(links, check_int('min_size', min_size))
 
+# %% ../nbs/16_measures.ipynb #meas_74d
+def _largest_gap(angles:np.ndarray) -> float:
+    "Return the largest gap between neighbouring directions of a plane, in degrees."
+    angles = np.sort(angles)
+    return np.rad2deg(np.diff(angles, append=angles[0] + 2*np.pi).max())
+
+def _distinct(groups:list[np.ndarray]) -> list[np.ndarray]:
+    "Return groups of latents without repetitions."
+    return list({tuple(sorted(group.tolist())): group for group in groups[::-1]}.values())[::-1]
+
+def _pairs_across(a:Tensor) -> Tensor:      # Indices, shape `(pairs, 2)`
+    "Return pairs of unit atoms at 117 to 162 degrees, and those of atoms that have an opposite."
+    pairs, opposite = [], []
+    for start in range(0, len(a), size := max(1, 2**25 // len(a))):
+        cosines = a[start:start + size] @ a.T
+        pairs.append(((cosines > -0.95) & (cosines <= -0.45)).nonzero()
+                     + torch.tensor([start, 0], device='cpu'))
+        opposite.append((cosines <= -0.95).any(1))
+    pairs = torch.cat(pairs)
+    some = torch.combinations(torch.cat(opposite).nonzero()[:, 0])
+    some = some[(a[some[:, 0]] * a[some[:, 1]]).sum(1).abs() < 0.95]
+    return torch.cat([pairs[pairs[:, 0] < pairs[:, 1]], some])
+
+# %% ../nbs/16_measures.ipynb #meas_74e
+def _members(a:Tensor, rough:Tensor, min_fraction:float, max_gap:float) -> tuple[int, ...]:
+    "Return the atoms in the principal plane of some unit atoms; none if they leave a gap."
+    basis = torch.linalg.svd(a[rough], full_matrices=False).Vh[:2]
+    within = a @ basis.T
+    inside = (within.square().sum(1) >= min_fraction).nonzero()[:, 0]
+    if len(inside) < 2: return ()
+    is_filled = _largest_gap(torch.atan2(*within[inside].T).numpy()) <= max_gap
+    return tuple(inside.tolist()) if is_filled else ()
+
+@autocast_disabled()
+def planar_clusters(
+    atoms:'Tensor|np.ndarray',     # Atoms, shape `(latent_dim, input_dim)`
+    min_fraction:float=0.85,       # Least share of the squared norm of an atom within the plane
+    max_gap:float=135.,            # Largest angle between neighbouring atoms of a plane, degrees
+    min_size:int=3,                # Least number of atoms in a cluster
+) -> list[np.ndarray]:             # Indices of latents, the largest cluster first
+    """Find atoms that share a plane and point in all directions of it.
+
+    The planes of pairs, equation (10), are tried with the square of `min_fraction`, and replaced by
+    the principal planes of the atoms that are near them."""
+    a, planes, found = _unit_atoms('atoms', atoms), set(), []
+    min_fraction = check_fraction('min_fraction', min_fraction)
+    max_gap = check_number('max_gap', max_gap, 'between 0 and 180', lambda v: 0 < v < 180)
+    min_size = check_int('min_size', min_size, 3)
+    for i, j in (pair.T for pair in _pairs_across(a).split(max(1, 2**23 // len(a)))):
+        along, between = a[i] @ a.T, (a[i] * a[j]).sum(1, keepdim=True)
+        across = (a[j] @ a.T - between * along) / (1 - between**2).sqrt()
+        rough = along**2 + across**2 >= min_fraction**2
+        rough = rough[rough.sum(1) >= min_size].unique(dim=0)
+        planes.update(_members(a, near, min_fraction, max_gap) for near in rough)
+    planes = [plane for plane in planes if len(plane) >= min_size]
+    for plane in sorted(planes, key=lambda plane: (-len(plane), plane)):
+        if all(2*len({*plane} & {*other}) <= len(plane) for other in found): found.append(plane)
+    return [np.array(plane) for plane in found]
+
 # %% ../nbs/16_measures.ipynb #meas_075
 class ManifoldCluster(NamedTuple):
     "Cluster of latents, with the plane of its reconstruction that has the highest score."
     latents:np.ndarray     # Indices of the latents
     samples:int            # Samples in which one of them is active
-    score:float            # Equation (9), in bits
+    score:float            # Equation (9), 0 to 1
     separability:float     # Separability index, in bits
     mixture:float          # Mixture index, 0 to 1
     entropy:float          # Relative entropy of the angle, 0 to 1
@@ -785,15 +848,15 @@ def _score_cluster(codes:Any, atoms:np.ndarray, latents:np.ndarray, max_planes:i
     for first in range(min(max_planes, int((s > 0.1 * s[0]).sum()) - 1)):
         points = components[:, first:first+2]
         index = separability_index(points), mixture_index(points, epsilon), angular_entropy(points)
-        score = index[0] * (1 - index[1]) * index[2]
-        planes.append(ManifoldCluster(latents, codes.shape[0], score, *index, first, points))
+        planes.append(ManifoldCluster(latents, codes.shape[0], _circle_score(*index), *index,
+                                      first, points))
     return max(planes, key=lambda plane: plane.score, default=None)
 
 # %% ../nbs/16_measures.ipynb #meas_076
 def manifold_clusters(
     codes:Any,                     # Codes, shape `(n, latent_dim)`
     atoms:'Tensor|np.ndarray',     # Atoms, shape `(latent_dim, input_dim)`
-    clusters:'Sequence|None'=None,  # Groups of latents; `None`: those of `atom_clusters`
+    clusters:'Sequence|None'=None,  # Groups of latents; `None`: those of both functions
     *,
     min_samples:int=100,           # Least number of samples in which a cluster is active
     max_planes:int=3,              # Planes of principal components 1 and 2, 2 and 3, ...
@@ -805,7 +868,7 @@ def manifold_clusters(
     cluster are left out. Source: Engels et al., 2024, with equations (8) and (9)."""
     min_samples = check_int('min_samples', min_samples)
     max_planes = check_int('max_planes', max_planes)
-    if clusters is None: clusters = atom_clusters(atoms)
+    if clusters is None: clusters = _distinct(atom_clusters(atoms) + planar_clusters(atoms))
     columns, a = _sparse_codes('codes', codes).tocsc(), as_tensor_rows('atoms', atoms).flatten(1)
     check_rows('atoms', a, torch.float32, warn=False)
     if len(a) != columns.shape[1]:

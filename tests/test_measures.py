@@ -16,8 +16,8 @@ from sparse_ae.eval_viz import dictionary, evaluate_sparse_autoencoder
 from sparse_ae.measures import (Stability, absorption, angular_entropy, atom_clusters, best_matches,
                                 coactivation, coactive_groups, dictionary_coordinates,
                                 dictionary_stability, explained_variance_with, main_latents,
-                                manifold_clusters, mixture_index, plot_coactivation,
-                                plot_dictionary_map, plot_manifold_clusters, plot_stability,
+                                manifold_clusters, mixture_index, planar_clusters,
+                                plot_coactivation, plot_dictionary_map, plot_manifold_clusters, plot_stability,
                                 probing_table, separability_index, span_fraction, sparse_probing,
                                 splitting, stability, subspace_agreement)
 
@@ -320,6 +320,38 @@ def test_indices_do_not_depend_on_the_basis_of_the_plane(seed):
     assert separability_index(points) >= 0 and 0 < mixture_index(points) <= 1
     assert mixture_index(other) == pytest.approx(mixture_index(points), abs=0.1)
     assert 0 <= angular_entropy(points) <= 1
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_a_trained_dictionary_shows_the_circle(seed):
+    features = sparse_dictionary(32, 64, l0=4, noise=0.02, seed=seed)
+    def sample(n, number):
+        torch.manual_seed(100*seed + number)
+        x, angle = features.sample(n, seed=number).x, 2*torch.pi*torch.rand(n)
+        point = 1.5*torch.stack([angle.cos(), angle.sin()], 1) * (torch.rand(n, 1) < 0.2)
+        return x + point @ plane
+    plane = torch.from_numpy(rotation(seed, 32)[:2]).float()
+    _, training = SparseAutoencoder.from_preset('topk', 32, 128, l0=6, num_epochs=6)
+    run, = sweep(lambda: SparseAutoencoder(32, 128, hidden_dims=(), decoder_norm='atom',
+                                           activation=TopK(6)),
+                 sample(20_000, 0), val := sample(4_000, 1), {'seed': [seed]}, verbose=0, **training)
+    codes = evaluate_sparse_autoencoder(run.model, val)['latent_codes']
+    found = manifold_clusters(codes, dictionary(run.model))
+    in_plane = (F.normalize(dictionary(run.model), dim=1) @ plane.T).norm(dim=1)
+    circle = set((in_plane > 0.9).nonzero().flatten().tolist())
+    clusters = [set(cluster.latents.tolist()) for cluster in found[:3]]
+    assert len(circle) >= 4 and any(
+        cluster >= circle and in_plane[list(cluster)].min() > 0.8 for cluster in clusters)
+
+
+def test_planar_clusters_do_not_depend_on_rotation_scale_and_order():
+    place = np.deg2rad([10, 80, 150, 220, 300])
+    atoms = np.concatenate([np.stack([np.cos(place), np.sin(place)], 1) @ np.eye(40)[:2],
+                            np.eye(40)[2:]])
+    order = np.random.default_rng(0).permutation(len(atoms))
+    scale = 1 + np.arange(len(atoms))[:, None]
+    group, = planar_clusters((scale * atoms)[order] @ rotation(0, 40))
+    assert set(order[group]) == set(range(5))
 
 
 def test_points_on_a_line_are_no_manifold():

@@ -297,7 +297,7 @@ def test_long_cells_and_functions_are_found(tmp_path):
 def test_site_has_all_pages_and_nothing_is_wrong_with_them(site):
     built = {p.relative_to(site).with_suffix('').as_posix() for p in site.rglob('*.html')}
     moved = {page.removesuffix('.html') for page in check_site.redirects(site)}
-    sources = [*notebooks.notebooks(), *(ROOT/'nbs'/'reference').glob('*.qmd')]
+    sources = [*notebooks.notebooks(), *(ROOT/'nbs').rglob('*.qmd')]
     pages = {p.relative_to(ROOT/'nbs').with_suffix('').as_posix() for p in sources}
     assert built == pages | moved and not pages & moved
     assert check_site.check_pages(site) == []
@@ -355,7 +355,7 @@ def sidebar():
 
 
 def test_sidebar_leads_to_every_page():
-    sources = [*notebooks.notebooks(), *(ROOT/'nbs'/'reference').glob('*.qmd')]
+    sources = [*notebooks.notebooks(), *(ROOT/'nbs').rglob('*.qmd')]
     assert sorted(sum(sidebar(), [])) == sorted(p.relative_to(ROOT/'nbs').as_posix()
                                                for p in sources)
 
@@ -437,7 +437,7 @@ def test_equations_are_numbered_in_order():
 def test_every_reference_is_cited():
     "Citations are links: to the paper, or to the bibliography where there is no address."
     pages = [p.read_text() for p in (*notebooks.notebooks(),
-                                     *(ROOT/'nbs'/'reference').glob('*.qmd'))]
+                                     *(ROOT/'nbs').rglob('*.qmd'))]
     text = '\n'.join(pages)
     assert not re.search(r'\[[^][]*@[a-z]+\d{4}[^][]*\](?!\()', text)
     known = parse_file(ROOT/'nbs'/'references.bib').entries
