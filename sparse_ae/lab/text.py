@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOKEN_STYLES', 'token_style', 'readable_tokens', 'token_name', 'TokenColumns', 'ListedTokens', 'TokenRows', 'Context',
-           'open_tokens', 'TokenUse', 'TokenCounts', 'OutputScores', 'check_output_weights', 'output_scores',
+           'open_tokens', 'TokenUse', 'TokenCounts', 'OutputScores', 'check_output_weights', 'logit_lens',
            'highlighted_html', 'opacity', 'table_html']
 
 # %% ../../nbs/lab/04_text.ipynb #text0003
@@ -337,7 +337,7 @@ def check_output_weights(
                      f"got {len(names)}")
 
 @autocast_disabled()
-def output_scores(
+def logit_lens(
     weights:Tensor,         # Output matrix, shape `(vocabulary, width)`
     names:Sequence[str],    # Name of each row
     atom:Tensor,            # Atom, shape `(width,)`
