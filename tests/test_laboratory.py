@@ -127,8 +127,8 @@ def test_wheel_and_sdist_contain_the_files_of_the_explorer_page(tmp_path):
     done = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir',
                            str(tmp_path/'dist'), str(copy)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    files = {f'sparse_ae/lab/explorer_page.{kind}': (
-        ROOT/'sparse_ae'/'lab'/f'explorer_page.{kind}').read_bytes() for kind in ('js', 'css')}
+    files = {f'sparse_ae/lab/{name}': (ROOT/'sparse_ae'/'lab'/name).read_bytes()
+             for name in ('explorer_page.js', 'explorer_page.css', 'explorer_map.js')}
     with zipfile.ZipFile(next((tmp_path/'dist').glob('*.whl'))) as wheel:
         assert {name: wheel.read(name) for name in files} == files
     with tarfile.open(next((tmp_path/'dist').glob('*.tar.gz'))) as sdist:

@@ -107,7 +107,7 @@ LAYERS = ('validation', 'scaling', 'losses activations data', 'models', 'callbac
           'io sparsity_control', 'options', 'training', 'eval_viz', 'presets sweeps',
           'measures', 'engines.triton_kernels', 'engines.dense', 'engines.sparse_codes',
           'engines.unrolled engines.cuda_graphs', 'engines.stacked',
-          'lab.display', 'lab.dashboard lab.explorer', 'lab.widgets cli',
+          'lab.display lab.text lab.map', 'lab.dashboard lab.explorer', 'lab.widgets cli',
           'networks.hooks', 'networks.store', 'networks.capture networks.splice', 'networks.cli')
 
 

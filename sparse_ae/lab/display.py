@@ -139,7 +139,7 @@ def bars(
     group_size = math.ceil(values.shape[1] / 64)
     if group_size > 1:
         groups = np.pad(values, [(0, 0), (0, -values.shape[1] % group_size)])
-        groups = groups.reshape(len(values), -1, group_size)
+        groups = groups.reshape(len(values), groups.shape[1] // group_size, group_size)
         values = np.take_along_axis(groups, abs(groups).argmax(2)[..., None], 2)[..., 0]
     values = np.repeat(values, max(1, 48 // values.shape[1]), 1)[:, None]
     level = np.linspace(1, -1, height)[:, None]

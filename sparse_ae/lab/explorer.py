@@ -13,8 +13,9 @@ import html
 import itertools
 import json
 import math
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,11 +42,12 @@ from .text import (OutputScores, TokenCounts, TokenUse, check_output_weights,
 from ..measures import dictionary_coordinates
 from ..models import (between_steps, check_autoencoder, encode_batch, hold_steps,
                               reconstruct)
-from ..validation import (as_path, as_tensor, autocast_disabled, check_choice, check_int,
-                                  check_number, check_seed, first_parameter, make_folder)
+from ..validation import (as_path, as_tensor, autocast_disabled, check_bool, check_choice,
+                                  check_int, check_number, check_seed, first_parameter, make_folder)
 
 # %% ../../nbs/lab/03_explorer.ipynb #72949d43
-_BINS = 48   # of a histogram, two to an octave
+_BINS = 48      # of a histogram, two to an octave
+_EXAMPLES = 3   # random samples stored for each bin
 
 class LatentStatistics:
     "Statistics of each latent over data, updated block by block."
@@ -70,7 +72,7 @@ class LatentStatistics:
         self.top_values = torch.zeros(latent_dim, k, dtype=torch.float32, **where)
         self.top_samples = torch.full((latent_dim, k), -1, **where)
         self.histogram = torch.zeros(latent_dim, _BINS, dtype=torch.long, **where)
-        self.example = torch.full((latent_dim, _BINS), -1, **where)
+        self.examples = torch.full((_EXAMPLES, latent_dim, _BINS), -1, **where)
 
     @property
     def density(self) -> Tensor:  # Shape `(latent_dim,)`
@@ -128,14 +130,17 @@ def _update_histogram(self:LatentStatistics, values:Tensor, latent:Tensor, sampl
     flat_bins = torch.bucketize(values, self.edges[1:-1]) + _BINS*latent
     added = torch.bincount(flat_bins, minlength=self.histogram.numel())
     self.histogram += added.view_as(self.histogram)
+    changed = added.nonzero()[:, 0]
+    probability = added[changed].float() / self.histogram.view(-1)[changed]
     order = torch.randperm(len(flat_bins), generator=self.generator, device='cpu')
-    drawn = torch.full((self.histogram.numel(),), -1, device='cpu')
-    drawn.scatter_(0, flat_bins[order], samples[order])
-    probability = added.float() / self.histogram.flatten().clamp(min=1)
-    uniform = torch.rand(len(added), generator=self.generator, dtype=torch.float32, device='cpu')
-    replace = uniform < probability
-    self.example = torch.where(replace.view_as(self.example), drawn.view_as(self.example),
-                               self.example)
+    drawn = torch.empty(self.histogram.numel(), dtype=torch.long, device='cpu')
+    for examples in self.examples:
+        drawn.scatter_(0, flat_bins[order], samples[order])
+        order = order.roll(len(order) // _EXAMPLES + 1)     # again a random order
+        uniform = torch.rand(len(changed), generator=self.generator, dtype=torch.float32,
+                             device='cpu')
+        replaced = changed[uniform < probability]
+        examples.view(-1)[replaced] = drawn[replaced]
 
 # %% ../../nbs/lab/03_explorer.ipynb #a857a9e2
 @patch
@@ -152,7 +157,8 @@ def quantiles(
     bins = [int(b) if counts[b] else int((cumulative > cumulative[b]).nonzero()[0])
             for b in bins.clamp(max=int(counts.nonzero()[-1]))]
     centres = (self.edges[1:]*self.edges[:-1]).sqrt()
-    return [(centres[b].item(), self.example[latent, b].item()) for b in bins]
+    earlier = [bins[:k].count(b) % _EXAMPLES for k, b in enumerate(bins)]
+    return [(centres[b].item(), self.examples[k, latent, b].item()) for k, b in zip(earlier, bins)]
 
 # %% ../../nbs/lab/03_explorer.ipynb #rowsprot
 def _gather_rows(
@@ -392,26 +398,42 @@ def describe(
         numbers = stats.density[latent].item(), stats.mean[latent].item()
         histogram = stats.histogram[latent].clone().numpy()
     return LatentView(latent, *numbers, self._activations(top, latent),
-                      self._activations(examples, latent),
+                      sorted(self._activations(examples, latent), key=lambda pair: abs(pair[0])),
                       list(zip(neighbours.tolist(), cosines.tolist())), histogram,
                       {title: values[latent].item() for title, values in self.scores.items()})
 
 # %% ../../nbs/lab/03_explorer.ipynb #4c85a0ef
 @patch
+def labels(
+    self:FeatureExplorer,
+    latents:Sequence[int],   # Indices of latents
+) -> list[str]:              # '' for images and for columns without names
+    "Return the strongest features of atoms, or the tokens that activate the latents most."
+    latents = as_tensor('latents', latents).long()
+    if self.tokens is not None: return self._token_labels(latents)
+    if self.feature_names is None: return ['']*len(latents)
+    atoms = self.atoms()[latents]
+    strongest = atoms.abs().topk(min(3, atoms.shape[1])).indices.tolist()
+    return [', '.join(f"{'+' if atom[i] > 0 else '−'}{self.feature_names[i]}" for i in indices)
+            for atom, indices in zip(atoms, strongest)]
+
+@patch
 def label(
     self:FeatureExplorer,
     latent:int,      # Index of the latent
-) -> str:            # '' for images and for columns without names
-    "Return the strongest features of the atom, or the tokens that activate the latent most."
-    if self.tokens is not None:
-        with self.stats.lock:
-            samples = [i for i in self.stats.top_samples[latent, :5].tolist() if i >= 0]
-        names = (token_name(token, self.tokens.style) for token in self.tokens.tokens(samples))
-        return ' '.join(dict.fromkeys(name.strip('␣') or name for name in names))
-    if self.feature_names is None: return ''
-    atom = self.atoms()[latent]
-    return ', '.join(f"{'+' if atom[i] > 0 else '−'}{self.feature_names[i]}"
-                     for i in atom.abs().topk(min(3, len(atom))).indices.tolist())
+) -> str:
+    "Return the label of one latent."
+    return self.labels([latent])[0]
+
+@patch
+def _token_labels(self:FeatureExplorer, latents:Tensor) -> list[str]:
+    "Tokens of the five largest activations of each latent, each token once."
+    with self.stats.lock: samples = self.stats.top_samples[latents, :5]
+    tokens, labels = iter(self.tokens.tokens(samples[samples >= 0])), []
+    for n in (samples >= 0).sum(1).tolist():
+        names = [token_name(next(tokens), self.tokens.style) for _ in range(n)]
+        labels.append(' '.join(dict.fromkeys(name.strip('␣') or name for name in names)))
+    return labels
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0008
 @patch(as_prop=True)
@@ -444,7 +466,7 @@ def order(
     key = self._sort_key(check_choice('by', by, self.orders), self._check_latent(latent))
     order = key.argsort(stable=True)
     if not search: return order
-    matches = [str(search).lower() in self.label(j).lower() for j in order.tolist()]
+    matches = [str(search).lower() in label.lower() for label in self.labels(order)]
     return order[as_tensor('matches', matches).bool()]
 
 # %% ../../nbs/lab/03_explorer.ipynb #cb36a195
@@ -486,9 +508,10 @@ class _Sheet(NamedTuple):
 
 @patch
 def _sheets(self:FeatureExplorer, view:LatentView) -> list[_Sheet]:
-    "Sheets of a latent: samples, unless they are tokens, and similar atoms."
+    "Sheets of a latent: samples and similar atoms; text has tables instead."
     sheets = []
-    if self.tokens is None and view.top:
+    if self.tokens is not None: return sheets
+    if view.top:
         top = view.top[:16]
         sheets.append(_Sheet('activate it most (activation)',
                              self.sample_pictures([i for _, i in top]),
@@ -540,12 +563,13 @@ def latent_figure(
     latent:int,      # Index of the latent
 ) -> Figure:
     "Plot atom, activations, samples and neighbours of a latent."
-    view, fig = self.describe(latent), new_figure(10, 4.6)
-    left, right = fig.subfigures(1, 2, width_ratios=(1, 2.2))
-    atom, histogram = left.subplots(2, 1)
+    view = self.describe(latent)
+    sheets = self._sheets(view)
+    fig = new_figure(10, 4.6 if sheets else 2.3)
+    left, right = fig.subfigures(1, 2, width_ratios=(1, 2.2)) if sheets else (fig, None)
+    atom, histogram = left.subplots(*((2, 1) if sheets else (1, 2)))
     self._draw_atom(atom, latent)
     self._draw_histogram(histogram, view)
-    sheets = self._sheets(view)
     if not sheets: return fig
     heights = [math.ceil(len(sheet.notes) / 8) for sheet in sheets]
     axes = right.subplots(len(sheets), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -688,18 +712,20 @@ def contexts_html(
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0032
 @patch
-def _tables_html(self:FeatureExplorer, view:LatentView) -> list[str]:
-    "Tables of a latent: tokens, nearest latents, output scores."
+def _tables(self:FeatureExplorer, view:LatentView) -> list[tuple[list[str], list[list]]]:
+    "Header and rows of the tables of a latent: tokens, nearest latents, output scores."
     tables, latent = [], view.latent
     if self.tokens is not None:
-        tables.append(table_html(['token', 'active on', 'share', 'mean activation'], [
+        at_least = '' if self.stats.token_counts.is_exact else ' at least'
+        tables.append((['token', 'active on' + at_least, 'share', 'mean activation'], [
             [use.token, use.count, f'{use.share:.1%}', f'{use.mean:.3g}']
             for use in self.token_table(latent)]))
-        tables.append(table_html(['nearest latents', 'cosine', 'label'], [
-            [j, f'{cosine:.2f}', self.label(j)] for j, cosine in view.nearest]))
+        labels = self.labels([j for j, _ in view.nearest])
+        tables.append((['nearest latents', 'cosine', 'label'], [
+            [j, f'{cosine:.2f}', label] for (j, cosine), label in zip(view.nearest, labels)]))
     if self.output_weights is not None:
         found = self.output_scores(latent)
-        tables.append(table_html(['raises', 'score', 'lowers', 'score'], [
+        tables.append((['raises', 'score', 'lowers', 'score'], [
             [high, f'{a:+.3g}', low, f'{b:+.3g}'] for (high, a), (low, b) in zip(*found)]))
     return tables
 
@@ -716,29 +742,30 @@ def latent_html(
     parts = [html.escape(', '.join(f'{title} {_score_text(value)}'
                                    for title, value in view.scores.items()))]
     if self.tokens is not None: parts.append(self.contexts_html(latent))
-    if tables := self._tables_html(view):
+    if tables := self._tables(view):
         parts.append('<div style="display:flex;flex-wrap:wrap;gap:2em;align-items:flex-start">'
-                     f'{"".join(tables)}</div>')
-    return ''.join(f'<div>{part}</div>' for part in parts if part)
+                     f'{"".join(table_html(*table) for table in tables)}</div>')
+    return ''.join(f'<div style="line-height:1.45">{part}</div>' for part in parts if part)
 
 # %% ../../nbs/lab/03_explorer.ipynb #6b0f014b
 class _ExplorerPanel:
     "Layout of an explorer; the handlers are attached by `FeatureExplorer.widget`."
     counter = itertools.count()
 
-    def __init__(self, latent_dim:int, samples:int, page:int):
+    def __init__(self, latent_dim:int, samples:int, page:int, orders:Sequence[str]=ORDERS):
         import ipywidgets as w
         wide = dict(style=dict(description_width='initial'), layout=dict(width='20rem'))
         narrow = dict(layout=dict(width='2.5rem'))
-        self.css_class = f'sparse-ae-{next(self.counter)}'
-        self.by = w.Dropdown(options=ORDERS, description='order', layout=dict(width='14rem'))
+        number = next(self.counter)
+        self.css_class, self.map_class = f'sparse-ae-{number}', f'explorer-{number}'
+        self.by = w.Dropdown(options=orders, description='order', layout=dict(width='14rem'))
         self.search = w.Text(description='search', placeholder='number or name',
                              continuous_update=False, layout=dict(width='16rem'))
         self.latent = w.IntSlider(0, 0, latent_dim - 1, description='latent',
                                   continuous_update=False, **wide)
         self.previous = w.Button(icon='chevron-left', tooltip='previous atoms', **narrow)
         self.next = w.Button(icon='chevron-right', tooltip='next atoms', **narrow)
-        self.range_label, self.style, self.contexts = w.Label(), w.HTML(), w.HTML()
+        self.range_label, self.style, self.text = w.Label(), w.HTML(), w.HTML()
         self.atoms = [w.Button(layout=dict(margin='1px', padding='0')) for _ in range(page)]
         for k, button in enumerate(self.atoms): button.add_class(f'{self.css_class}-{k}')
         self.figure, self.steering = image_widget(), image_widget()
@@ -746,41 +773,72 @@ class _ExplorerPanel:
         self.scale = w.FloatSlider(0, min=-2, max=4, step=0.1, description='scale',
                                    tooltip='factor of the activation; 0: switched off', **wide)
         self.progress = w.IntProgress(0, 0, samples, description='statistics')
+        self._make_map(latent_dim, ['density', *orders[len(ORDERS):]])
         self.box = self._arrange()
 
-    def _arrange(self) -> Any:
-        import ipywidgets as w
-        row = lambda *parts: w.HBox(parts, layout=dict(flex_flow='row wrap', align_items='center'))
-        return w.VBox([row(self.by, self.search, self.latent, self.progress),
-                       row(self.previous, self.range_label, self.next), self.style,
-                       row(*self.atoms), self.figure, self.contexts,
-                       row(self.sample, self.scale), self.steering],
-                      layout=dict(align_items='flex-start'))
+# %% ../../nbs/lab/03_explorer.ipynb #expl0036
+def _row(*parts:Any) -> Any:   # `ipywidgets.HBox`
+    import ipywidgets as w
+    return w.HBox(parts, layout=dict(flex_flow='row wrap', align_items='center'))
+
+@patch
+def _make_map(self:_ExplorerPanel, latent_dim:int, colors:list[str]) -> None:
+    "Create the widgets of the map, which are hidden until it is computed."
+    import ipywidgets as w
+    self.map_button = w.Button(description='map', tooltip='show all atoms as points')
+    self.map_color = w.Dropdown(options=colors, description='colour', layout=dict(width='14rem'))
+    self.map_latent = w.BoundedIntText(0, 0, latent_dim - 1, description='latent',
+                                       layout=dict(width='12rem'))
+    self.map, self.map_mark, self.map_legend = w.HTML(), w.HTML(), w.HTML()
+    self.map_box = w.VBox([_row(self.map_color, self.map_latent), self.map_legend, self.map,
+                           self.map_mark], layout=dict(display='none', flex='1 1 24rem'))
+    self.map_box.add_class(self.map_class)
+
+@patch
+def _arrange(self:_ExplorerPanel) -> Any:
+    import ipywidgets as w
+    latent = w.VBox([self.text, self.figure], layout=dict(flex='2 1 30rem'))
+    return w.VBox([_row(self.by, self.search, self.latent, self.progress),
+                   _row(self.previous, self.range_label, self.next, self.map_button), self.style,
+                   _row(*self.atoms), w.HBox([self.map_box, latent], layout=dict(
+                       flex_flow='row wrap', align_items='flex-start', width='100%')),
+                   _row(self.sample, self.scale), self.steering],
+                  layout=dict(align_items='flex-start'))
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0017
 @patch
 def show_atoms(
     self:_ExplorerPanel,
     latents:Sequence[int],    # Indices of the latents on the page
-    pictures:np.ndarray,      # Their atoms, shape `(n, height, width[, 3])`
     selected:int,             # Index of the framed latent
+    pictures:'np.ndarray|None'=None,    # Their atoms, shape `(n, height, width[, 3])`
+    labels:'Sequence[str]|None'=None,   # Their labels, in place of the pictures
 ) -> None:
     "Show atoms on the buttons; further buttons are hidden."
-    width, n = 48, len(pictures)
-    height = max(16, round(width*pictures.shape[1]/pictures.shape[2]))
-    sprite = np.concatenate(list(pictures), 1) if n else np.ones((1, 1))
-    data = base64.b64encode(array_png(sprite)).decode()
-    rules = [f'[class*="{self.css_class}-"] {{ width: {width}px; height: {height}px; '
-             f'background: url(data:image/png;base64,{data}) 0 0 / {n*width}px {height}px '
-             'no-repeat !important; image-rendering: pixelated; }']
+    rules, width = [], 48
+    if labels is None: rules.append(self._sprite_rule(pictures, width))
     for k, (button, latent) in enumerate(itertools.zip_longest(self.atoms, latents)):
         button.layout.display = 'none' if latent is None else None
         if latent is None: continue
         button.tooltip = f'latent {latent}'
-        frame = 'outline: 3px solid #e69600;' if latent == selected else ''
-        rules.append(f'.{self.css_class}-{k} {{ background-position: -{k*width}px 0 !important; '
-                     f'{frame}}}')
+        if labels is not None:
+            button.description = f'{latent} {labels[k]}'[:40]
+            button.layout.width, button.layout.padding = 'auto', '0 0.5rem'
+        rules.append(f'.{self.css_class}-{k} {{ '
+                     f'background-position: -{k*width}px 0 !important; }}')
+        if latent == selected:
+            rules.append(f'.{self.css_class}-{k} {{ outline: 3px solid #e69600; }}')
     self.style.value = f'<style>{" ".join(rules)}</style>'
+
+@patch
+def _sprite_rule(self:_ExplorerPanel, pictures:np.ndarray, width:int) -> str:
+    "CSS rule that gives all buttons one picture of the atoms as background."
+    n, height = len(pictures), max(16, round(width*pictures.shape[1]/pictures.shape[2]))
+    sprite = np.concatenate(list(pictures), 1) if n else np.ones((1, 1))
+    data = base64.b64encode(array_png(sprite)).decode()
+    return (f'[class*="{self.css_class}-"] {{ width: {width}px; height: {height}px; '
+            f'background: url(data:image/png;base64,{data}) 0 0 / {n*width}px {height}px '
+            'no-repeat !important; image-rendering: pixelated; }')
 
 # %% ../../nbs/lab/03_explorer.ipynb #3365e0ff
 @patch(as_prop=True)
@@ -788,7 +846,7 @@ def widget(self:FeatureExplorer) -> Any:  # `ipywidgets.VBox`
     "Widget of the explorer, created on first access."
     if self.panel is None:
         self.page_start = 0
-        p = self.panel = _ExplorerPanel(self.latent_dim, len(self.data), self.page)
+        p = self.panel = _ExplorerPanel(self.latent_dim, len(self.data), self.page, self.orders)
         p.progress.value = self.stats.n
         p.by.observe(lambda _: self._show_page(0), 'value')
         p.search.observe(self._on_search, 'value')
@@ -799,6 +857,9 @@ def widget(self:FeatureExplorer) -> Any:  # `ipywidgets.VBox`
             button.on_click(lambda _, k=k: self.show_latent(int(self.page_latents[k])))
         for control in (p.sample, p.scale):
             control.observe(lambda _: self._draw_steering(), 'value')
+        p.map_button.on_click(lambda _: self._start_map())
+        p.map_color.observe(lambda _: self._draw_map(), 'value')
+        p.map_latent.observe(lambda change: self.show_latent(change['new']), 'value')
         self._refresh()
     return self.panel.box
 
@@ -823,6 +884,10 @@ def _on_latent(self:FeatureExplorer, change:dict) -> None:
     self._draw()
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0019
+def _error_html(error:BaseException) -> str:
+    text = html.escape(f'{type(error).__name__}: {error}')
+    return f'<span style="color:#c00">{text}</span>'
+
 @patch
 def _refresh(self:FeatureExplorer) -> None:
     "Update all parts with the current statistics."
@@ -832,9 +897,8 @@ def _refresh(self:FeatureExplorer) -> None:
         self.panel.latent.value = int(self.order()[0])
     self._show_page(0)
     self._draw()
-    if self.error:
-        text = html.escape(f'{type(self.error).__name__}: {self.error}')
-        self.panel.contexts.value = f'<span style="color:#c00">{text}</span>'
+    if self.coordinates is not None: self._draw_map()
+    if self.error: self.panel.text.value = _error_html(self.error)
 
 @patch
 def _show_page(self:FeatureExplorer, start:int) -> None:
@@ -844,18 +908,20 @@ def _show_page(self:FeatureExplorer, start:int) -> None:
     order = self.order(p.by.value, p.latent.value, '' if is_index else search)
     if not 0 <= start < max(1, len(order)): return
     self.page_start, self.page_latents = start, order[start:start + self.page]
-    n = len(self.page_latents)
+    n, latents = len(self.page_latents), self.page_latents.tolist()
     p.range_label.value = (f'atoms {start + 1:,} to {start + n:,} of {len(order):,}' if n else
                            'no latent matches')
-    p.show_atoms(self.page_latents.tolist(), self.atom_pictures(self.page_latents), p.latent.value)
+    if self.tokens is None: p.show_atoms(latents, p.latent.value, self.atom_pictures(latents))
+    else: p.show_atoms(latents, p.latent.value, labels=self.labels(latents))
 
 # %% ../../nbs/lab/03_explorer.ipynb #53002181
 @patch
 def _draw(self:FeatureExplorer) -> None:
     "Draw the pictures of the selected latent."
     p, latent = self.panel, self.panel.latent.value
+    self._mark_on_map(latent)
+    p.text.value = self.latent_html(latent)
     p.figure.value = figure_png(self.latent_figure(latent))
-    if self.tokens is not None: p.contexts.value = self.contexts_html(latent)
     top = self.describe(latent).top
     if top and top[0][1] != p.sample.value: p.sample.value = top[0][1]  # its handler draws as well
     else: self._draw_steering()
@@ -870,15 +936,82 @@ def _draw_steering(self:FeatureExplorer) -> None:
 def picture(self:FeatureExplorer) -> bytes:  # PNG file
     "Return the page of atoms and the selected latent as one picture."
     self.widget   # creates the panel
-    atoms = self.atom_pictures(self.page_latents)
-    scale = max(1, 48 // atoms.shape[2])
-    sheet = mosaic(atoms, columns=16).repeat(scale, 0).repeat(scale, 1)
-    return stacked_png(sheet, self.panel.figure.value, self.panel.steering.value)
+    sheets = []
+    if self.tokens is None:
+        atoms = self.atom_pictures(self.page_latents)
+        scale = max(1, 48 // atoms.shape[2])
+        sheets.append(mosaic(atoms, columns=16).repeat(scale, 0).repeat(scale, 1))
+    return stacked_png(*sheets, self.panel.figure.value, self.panel.steering.value)
 
 @patch
 def _ipython_display_(self:FeatureExplorer) -> None:
     self.ended.wait(2)  # a short pass is then complete
     WidgetWithPicture._ipython_display_(self)
+
+# %% ../../nbs/lab/03_explorer.ipynb #expl0038
+_MAP_LATENTS = 4096   # t-SNE of more atoms takes minutes
+
+@patch
+def map_coordinates(self:FeatureExplorer) -> np.ndarray:   # `(latent_dim, 2)`; NaN: not shown
+    "Return the place of each atom on the map. Raises `ValueError` for less than four atoms."
+    if self.coordinates is None:
+        self.wait()
+        shown = self.order()[:_MAP_LATENTS]
+        shown = shown[self.stats.density[shown] > 0]
+        coordinates = np.full((self.latent_dim, 2), np.nan)
+        coordinates[shown] = dictionary_coordinates(self.atoms()[shown])
+        self.coordinates = coordinates
+    return self.coordinates
+
+@patch
+def map_colors(
+    self:FeatureExplorer,
+    by:str='density',   # 'density' or a title of `scores`
+) -> PointColors:
+    "Return the colours of the latents on the map."
+    check_choice('by', by, ('density', *self.scores))
+    return point_colors(self.stats.density.numpy() if by == 'density' else self.scores[by])
+
+@patch
+def _map_svg(self:FeatureExplorer, by:str, latents:Sequence[int], attributes:str='') -> str:
+    "Draw latents of the map, with their labels."
+    return map_svg(self.map_coordinates(), self.map_colors(by).colors,
+                   dict(zip(latents, self.labels(latents))), attributes)
+
+# %% ../../nbs/lab/03_explorer.ipynb #expl0039
+@patch
+def _start_map(self:FeatureExplorer) -> None:
+    "Compute and show the map, in a thread."
+    self.panel.map_button.disabled, self.panel.map_button.description = True, 'map: computing …'
+    self.map_thread = threading.Thread(target=self._compute_map, daemon=True, name='map')
+    self.map_thread.start()
+
+@patch
+def _compute_map(self:FeatureExplorer) -> None:
+    try:
+        self.map_coordinates()
+        self._draw_map()
+    except Exception as error:
+        self.panel.map_legend.value = _error_html(error)
+        self.panel.map_box.layout.display = None
+    self.panel.map_button.layout.display = 'none'
+
+@patch
+def _draw_map(self:FeatureExplorer) -> None:
+    p = self.panel
+    by, latents = p.map_color.value, self.order().tolist()
+    style = 'style="width:100%;cursor:pointer"'
+    p.map.value = self._map_svg(by, latents, f'{style} {widget_map_attributes(p.map_class)}')
+    p.map_legend.value = legend_html(self.map_colors(by).legend)
+    p.map_box.layout.display, p.map_button.layout.display = None, 'none'
+
+@patch
+def _mark_on_map(self:FeatureExplorer, latent:int) -> None:
+    "Mark the point of the selected latent."
+    p = self.panel
+    p.map_latent.value = latent
+    p.map_mark.value = (f'<style>.{p.map_class} circle[data-latent="{latent}"] '
+                        '{ stroke: #e6007e; stroke-width: 4px; }</style>')
 
 # %% ../../nbs/lab/03_explorer.ipynb #6a3ebee2
 _PAGE_TEMPLATE = """<!doctype html>
@@ -890,9 +1023,12 @@ _PAGE_TEMPLATE = """<!doctype html>
 <h1>{title}</h1>
 <div id="controls"><label>Search <input id="search" placeholder="number or name"></label>
 <label>Order <select id="order">{orders}</select></label><span id="count"></span></div>
-<div id="both"><div id="atoms"></div><div id="latent"></div></div>
+<div id="both"><div id="left"><details id="map" open><summary>Map of the dictionary</summary>
+<label>Colour <select id="color"></select></label> <span id="legend"></span>{map}</details>
+<div id="atoms"></div></div><div id="latent"></div></div>
 <script type="application/json" id="data">{data}</script>
-<script>{script}</script>
+<script>const handleMap = {map_script};
+{script}</script>
 </body></html>
 """
 
@@ -915,11 +1051,12 @@ def _grid(
 # %% ../../nbs/lab/03_explorer.ipynb #1a965fad
 @patch
 def _noted_samples(self:FeatureExplorer, view:LatentView, samples:list, notes:list[str]) -> list:
-    "Pairs of a note and a context; the context is `None` for pictures."
-    if self.tokens is None: return [[note, None] for note in notes]
-    return [[note, [[token, _opacity(value, view)]
-                    for token, value in self.context(view.latent, sample)]]
-            for note, (_, sample) in zip(notes, samples)]
+    "Note, context and index of its marked token; the context is `None` for pictures."
+    if self.tokens is None: return [[note, None, None] for note in notes]
+    contexts = self._contexts(view.latent, [sample for _, sample in samples])
+    return [[note, [[text, opacity(value, _largest(view))]
+                    for text, value in zip(context.texts, values)], sample - context.rows.start]
+            for note, (_, sample), (context, values) in zip(notes, samples, contexts)]
 
 @patch
 def _page_record(self:FeatureExplorer, latent:int, position:int, k:int) -> tuple[dict, list[int]]:
@@ -935,9 +1072,12 @@ def _page_record(self:FeatureExplorer, latent:int, position:int, k:int) -> tuple
     record = dict(
         id=latent, position=position, density=view.density, mean=view.mean,
         label=self.label(latent), counts=counts, range=[f'{edge:.2g}' for edge in limits],
+        scores=[[title, _score_text(value)] for title, value in view.scores.items()],
         top=self._noted_samples(view, top, top_notes),
         quantiles=self._noted_samples(view, examples, example_notes),
-        nearest=[[j, round(cosine, 2)] for j, cosine in view.nearest])
+        nearest=[[j, round(cosine, 2)] for j, cosine in view.nearest],
+        tables=[[header, [[cell if isinstance(cell, str) else f'{cell:,}' for cell in row]
+                          for row in rows]] for header, rows in self._tables(view)])
     return record, [i for _, i in (*top, *examples)]
 
 # %% ../../nbs/lab/03_explorer.ipynb #expl0022
@@ -955,17 +1095,38 @@ def _page_data(self:FeatureExplorer, order:Sequence[int],
     "JSON data of the page, and the two sheets of pictures."
     columns = dict(atom=32, sample=k + len(QUANTILES))
     records, rows = [], []
-    for position, latent in enumerate(order):
-        record, samples = self._page_record(latent, position, k)
-        records.append(record)
-        if self.tokens is None: rows.append(self._row_of_samples(samples, columns['sample']))
+    with progress_bar(iterable=order, desc='latents of the page', delay=2,
+                      leave=False) as bar:
+        for position, latent in enumerate(bar):
+            record, samples = self._page_record(latent, position, k)
+            records.append(record)
+            if self.tokens is None: rows.append(self._row_of_samples(samples, columns['sample']))
+    self._add_ranks(records)
     atoms = self.atom_pictures(order)
-    data = dict(n=f'{self.stats.n:,}', columns=columns, latents=records,
-                aspect=round(atoms.shape[1] / atoms.shape[2], 3))
+    data = dict(n=f'{self.stats.n:,}', is_text=self.tokens is not None, columns=columns,
+                latents=records, aspect=round(atoms.shape[1] / atoms.shape[2], 3))
     samples = np.concatenate(rows) if rows else np.ones((1, 1))
     return data, _grid(atoms, columns['atom']), samples
 
+@patch
+def _add_ranks(self:FeatureExplorer, records:list[dict]) -> None:
+    "Add to each record the position of its latent in the order of each title of `scores`."
+    ranks = {title: self.order(title).argsort().tolist() for title in self.scores}
+    for record in records:
+        record['ranks'] = {title: rank[record['id']] for title, rank in ranks.items()}
+
 # %% ../../nbs/lab/03_explorer.ipynb #460d45e2
+@patch
+def _page_map(self:FeatureExplorer, latents:Sequence[int]) -> tuple[str, dict]:
+    "SVG of the map of some latents, and the colours of its points for each title."
+    svg = self._map_svg('density', latents)
+    shown = list(map(int, re.findall(r'data-latent="(\d+)"', svg)))
+    colors = {}
+    for title in ('density', *self.scores):
+        found = self.map_colors(title)
+        colors[title] = dict(colors=[found.colors[j] for j in shown], legend=found.legend)
+    return svg, colors
+
 @patch
 def export_html(
     self:FeatureExplorer,
@@ -973,17 +1134,21 @@ def export_html(
     title:str='What does each latent mean?',  # Heading of the page
     latents:int=1024,                       # Maximum number of latents, the most active first
     k:int=8,                                # Maximum number of most activating samples per latent
+    with_map:'bool|None'=None,              # Whether to show a map; `None`: if it is computed
 ) -> Path:                                  # `path`
     "Write the explorer as one self-contained HTML file. Raises `ValueError` for a folder."
     path = as_path('path', path)
     if path.is_dir(): raise ValueError(f"path must be a file's, got the folder {str(path)!r}")
+    if with_map is None: with_map = self.coordinates is not None
     self.wait()
-    order = self.order('most active')[:check_int('latents', latents)]
-    data, atoms, samples = self._page_data(order.tolist(), check_int('k', k))
+    order = self.order('most active')[:check_int('latents', latents)].tolist()
+    data, atoms, samples = self._page_data(order, check_int('k', k))
+    svg, data['map'] = self._page_map(order) if check_bool('with_map', with_map) else ('', {})
     text = json.dumps(data, separators=(',', ':'), allow_nan=False).replace('<', r'\u003c')
     encode = lambda sheet: base64.b64encode(array_png(sheet)).decode()
     page = _PAGE_TEMPLATE.format(
-        title=html.escape(str(title)), orders=''.join(f'<option>{name}' for name in ORDERS),
+        title=html.escape(str(title)), map=svg, map_script=map_script().rstrip(),
+        orders=''.join(f'<option>{html.escape(name)}' for name in self.orders),
         style=_page_file('explorer_page.css'), script=_page_file('explorer_page.js'),
         data=text, atoms=encode(atoms), samples=encode(samples))
     make_folder('path', path.parent)

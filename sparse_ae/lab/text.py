@@ -360,8 +360,9 @@ def highlighted_html(
     spans = []
     for k, (text, value) in enumerate(zip(texts, activations)):
         line = ';text-decoration:underline' if k == marked else ''
-        shown = html.escape(text).replace('\n', '⏎')
-        spans.append(f'<span style="background:rgba(230,150,0,{opacity(value, largest):.2f})'
+        word = text.lstrip(' ') or text
+        shown = html.escape(word).replace('\n', '⏎')
+        spans.append(' '*(len(text) - len(word)) + f'<span style="background:rgba(230,150,0,{opacity(value, largest):.2f})'
                      f'{line}" title="{value:.3g}">{shown}</span>')
     return ''.join(spans)
 

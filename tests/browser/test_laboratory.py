@@ -3,6 +3,8 @@ import shutil
 
 import nbformat
 import pytest
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.support.ui import Select
 
 from conftest import ROOT
 from .pages import Page, write_notebook
@@ -233,4 +235,158 @@ def test_exported_page_keeps_text_as_text(driver, tmp_path):
     assert hostile in page.find('#latent')[0].text
     page.find('#search')[0].send_keys('onerror')
     page.screenshot('page_tokens_800')
+    assert page.errors() == []
+
+
+TEXT = '''
+import numpy as np, torch
+from sparse_ae import FeatureExplorer, SparseAutoencoder, TopK
+from sparse_ae.data import Rows
+
+class Columns(Rows):
+    "Rows with token ids, texts and positions, as an activation store has them."
+    def __init__(self, rows, token_ids, samples, positions):
+        self.rows, self.shape = rows, tuple(rows.shape)
+        self.token_ids, self.samples, self.positions = token_ids, samples, positions
+    def __getitem__(self, indices): return self.rows[indices]
+
+words = 'the cat sat on a mat , and then it was read ##ing <script>alert(1)</script> .'.split()
+generator = torch.Generator().manual_seed(0)
+ids = torch.randint(0, len(words), (800,), generator=generator)
+vectors = torch.randn(len(words), 32, generator=generator)
+rows = vectors[ids] + 0.2*torch.randn(800, 32, generator=generator)
+columns = Columns(rows, ids, torch.arange(800) // 40, torch.arange(800) % 40)
+torch.manual_seed(0)
+model = SparseAutoencoder(32, 60, hidden_dims=(), activation=TopK(4))
+explorer = FeatureExplorer(model, columns, token_text=words, output_weights=vectors,
+                           scores={'stability': np.linspace(0, 1, 60),
+                                   'group': ['even', 'odd <b>']*30})
+explorer
+'''
+
+
+def text_explorer():
+    "Explorer of words, with output weights and scores."
+    names = {}
+    exec(TEXT, names)
+    return names['explorer'].wait()
+
+
+def points(page): return page.find('svg.map circle')
+
+
+def test_text_view_of_the_exported_page(driver, tmp_path):
+    explorer, page = text_explorer(), Page(driver)
+    page.go(explorer.export_html(tmp_path/'page.html', 'Words', k=5).as_uri(), 1280)
+    buttons = lambda: page.find('#atoms button')
+    page.wait(lambda: len(buttons()) == 60, 'all latents')
+    first = int(explorer.order()[0])
+    use, = explorer.token_table(first, 1)
+    table = page.find('#latent table')[0].text.split('\n')
+    assert table[0] == 'token active on share mean activation'
+    assert table[1] == f'{use.token} {use.count} {use.share:.1%} {use.mean:.3g}'
+    assert len(page.find('#latent .context')) == 5 + 5       # the strongest, and quantiles
+    for line in page.find('#latent .context'):
+        assert len(line.find_elements('css selector', '.marked')) == 1
+    marked = page.find('#latent .context .marked')[0].text.strip()
+    assert marked == explorer.token(explorer.describe(first).top[0][1])
+    assert not page.find('#latent script') and not page.find('#map[open]')[0].is_displayed()
+    raised, score = explorer.output_scores(first).highest[0]
+    assert f'{raised} {score:+.3g}' in page.find('#latent table')[2].text
+    near = explorer.describe(first).nearest[0][0]
+    page.find('#latent table button')[0].click()
+    assert page.find('#latent h1')[0].text == f'Latent {near}'
+    Select(page.find('#order')[0]).select_by_visible_text('stability')
+    titles = [button.get_attribute('title').split(':')[0] for button in buttons()[:3]]
+    assert titles == ['latent 59', 'latent 58', 'latent 57']
+    buttons()[0].click()
+    assert 'stability 1, group odd <b>' in page.find('#latent')[0].text
+    page.screenshot('page_text_1280')
+    assert page.errors() == []
+
+
+@pytest.mark.parametrize('width', [1280, 800])
+def test_map_of_the_exported_page(driver, tmp_path, width):
+    "By mouse, also beside a point, and by keyboard."
+    explorer, page = text_explorer(), Page(driver)
+    path = explorer.export_html(tmp_path/'page.html', 'Words', k=3, with_map=True)
+    page.go(path.as_uri(), width)
+    page.wait(lambda: points(page), 'points')
+    heading = lambda: page.find('#latent h1')[0].text
+    number = lambda point: point.get_attribute('data-latent')
+    assert len(points(page)) == int((explorer.stats.density > 0).sum())
+    point = points(page)[7]
+    click_beside(page, point, 2)
+    assert heading() == f'Latent {number(point)}'
+    assert [number(p) for p in points(page) if p.get_attribute('aria-pressed') == 'true'] == [
+        number(point)]
+    assert page.driver.switch_to.active_element == point
+    for key in (Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_DOWN, Keys.ARROW_UP):
+        page.driver.switch_to.active_element.send_keys(key)
+    focused = page.driver.switch_to.active_element
+    assert focused.tag_name == 'circle' and heading() == f'Latent {number(point)}'
+    focused.send_keys(Keys.ENTER)
+    assert heading() == f'Latent {number(focused)}'
+    stops = [p for p in points(page) if p.get_attribute('tabindex') == '0']
+    assert stops == [focused]
+    before = focused.get_attribute('fill')
+    Select(page.find('#color')[0]).select_by_visible_text('group')
+    assert before != focused.get_attribute('fill')
+    assert {p.get_attribute('fill') for p in points(page)} == {'#0072b2', '#e69f00'}
+    assert 'odd <b>' in page.find('#legend')[0].text
+    page.screenshot(f'page_map_{width}')
+    assert page.errors() == []
+
+
+def click_beside(page, point, distance):
+    "Click some pixels to the left of the centre of a point."
+    page.show(point)
+    ActionChains(page.driver).move_to_element_with_offset(point, -distance, 0).click().perform()
+
+
+def use_map(page, cell):
+    "Compute the map, open a latent by click and by keyboard, and mark the latent of the slider."
+    selected = lambda: page.readout(cell, 'latent')
+    page.click('map', cell)
+    page.wait(lambda: len(points(page)) > 10, 'the map')
+    page.wait(lambda: page.widget('text', 'input', cell, 'latent').is_displayed(), 'its controls')
+    for k in (5, 6):
+        number = points(page)[k].get_attribute('data-latent')
+        click_beside(page, points(page)[k], 1)
+        page.wait(lambda: selected() == number, f'latent {number} in the slider')
+        page.says(f'stability {int(number)/59:.3g}, group', cell)
+    before = selected()
+    focused = lambda: page.driver.switch_to.active_element
+    assert focused().get_attribute('data-latent') == before
+    moved = []
+    for key in (Keys.ARROW_LEFT, Keys.ARROW_RIGHT, Keys.ARROW_UP, Keys.ARROW_DOWN):
+        focused().send_keys(key)
+        moved.append(focused().get_attribute('data-latent'))
+    assert set(moved) - {before} and selected() == before
+    focused().send_keys(Keys.ENTER)
+    page.wait(lambda: selected() == moved[-1], 'the latent of the keyboard')
+    page.says(f'stability {int(selected())/59:.3g}, group', cell)
+    page.choose('stability', cell, 'colour')
+    page.says('0.508', cell)     # in the legend
+
+
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_text_and_map_in_jupyterlab(lab, theme):
+    write_notebook(lab.root/'text.ipynb', 'Text', TEXT)
+    notebook = lab.open('text.ipynb', theme, 1280)
+    notebook.run(1)
+    notebook.says('mean activation', 1)
+    notebook.resize(1280, 1800)
+    use_map(notebook, 1)
+    notebook.screenshot(f'text_map_{theme}_1280')
+    assert notebook.errors() == []
+
+
+def test_text_and_map_in_voila(voila):
+    write_notebook(voila.root/'text.ipynb', 'Text', TEXT)
+    page = voila.open('text.ipynb', width=1280)
+    page.wait(lambda: len(page.find('.jp-Cell')) > 1, 'the cells', 60)
+    page.says('mean activation', 1)
+    use_map(page, 1)
+    page.screenshot('voila_text_map_1280')
     assert page.errors() == []
