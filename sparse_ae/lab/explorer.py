@@ -34,8 +34,8 @@ from ..eval_viz import (check_image_shape, finite_dictionary, mosaic, new_figure
 from ..io import atomic_write
 from .display import (BackgroundTask, WidgetWithPicture, array_png, figure_png,
                                    has_front_end, image_widget, stacked_png, tiles)
-from .map import (PointColors, check_latent_values, is_numeric, legend_html, map_script,
-                               map_svg, point_colors, widget_map_attributes)
+from .map import (PointColors, check_latent_values, is_numeric, legend_html,
+                               map_script, map_svg, point_colors, widget_map_attributes)
 from .text import (OutputScores, TokenCounts, TokenUse, check_output_weights,
                                 highlighted_html, logit_lens, opacity, open_tokens, table_html,
                                 token_name)
@@ -148,10 +148,14 @@ def quantiles(
     self:LatentStatistics,
     latent:int,                  # Index of the latent
     q:Sequence[float],           # Quantile levels in [0, 1]
-) -> list[tuple[float, int]]:    # For each level the centre of its bin, and a sample index
+) -> list[tuple[float, int]]:    # For each level an activation, and a sample index
     "Quantiles of the activations of a latent with a sample each; `[]` for a dead latent."
-    counts = self.histogram[latent]
-    if not counts.any(): return []
+    counts, total = self.histogram[latent], int(self.count[latent])
+    if total <= self.k:   # all are stored
+        stored = [(self.top_values[latent, i].item(), self.top_samples[latent, i].item())
+                  for i in reversed(range(total))]
+        ranks = (as_tensor('q', q)*(total - 1)).round().int().tolist()
+        return [stored[rank] for rank in ranks] if total else []
     cumulative = counts.cumsum(0)
     bins = torch.searchsorted(cumulative, as_tensor('q', q)*cumulative[-1].double())
     bins = [int(b) if counts[b] else int((cumulative > cumulative[b]).nonzero()[0])

@@ -109,7 +109,8 @@ def map_svg(
                       f'data-latent="{j}" role="button" tabindex="{-(k > 0)}" '
                       f'aria-label="{title}"><title>{title}</title></circle>')
     return (f'<svg class="map" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="group" stroke="#808080" '
-            f'stroke-width="0.5" aria-label="map of {len(shown)} atoms" {attributes}>{"".join(points)}</svg>')
+            f'stroke-width="0.5" aria-label="map of {len(shown)} atoms" {attributes}>'
+            f'{"".join(points)}</svg>')
 
 # %% ../../nbs/lab/05_map.ipynb #map00016
 _OPEN_IN_WIDGET = """latent => {

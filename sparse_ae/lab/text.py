@@ -362,8 +362,9 @@ def highlighted_html(
         line = ';text-decoration:underline' if k == marked else ''
         word = text.lstrip(' ') or text
         shown = html.escape(word).replace('\n', '⏎')
-        spans.append(' '*(len(text) - len(word)) + f'<span style="background:rgba(230,150,0,{opacity(value, largest):.2f})'
-                     f'{line}" title="{value:.3g}">{shown}</span>')
+        color = f'background:rgba(230,150,0,{opacity(value, largest):.2f})'
+        spans.append(' '*(len(text) - len(word))
+                     + f'<span style="{color}{line}" title="{value:.3g}">{shown}</span>')
     return ''.join(spans)
 
 def opacity(
