@@ -96,6 +96,7 @@ class Identity(CodeActivation):
 # %% ../nbs/05_activations.ipynb #ada9ff25
 class _Threshold(CodeActivation):
     "Base class of activations with a threshold, fixed or learned for each latent."
+    log = True     # whether learned thresholds are stored as logarithms
     def __init__(self, threshold:float, learned:bool):
         super().__init__()
         self.learned = check_bool('learned', learned)
@@ -104,8 +105,9 @@ class _Threshold(CodeActivation):
 
     def build(self, latent_dim, **where):
         if self.learned:
-            start = torch.full((latent_dim,), math.log(self.threshold), **precise(where))
-            self.log_threshold = nn.Parameter(start)
+            start = math.log(self.threshold) if self.log else self.threshold
+            self.register_parameter('log_threshold' if self.log else 'direct_threshold',
+                                    nn.Parameter(torch.full((latent_dim,), start, **precise(where))))
         return self
 
     def magnitude_and_sign(self, pre:Tensor) -> tuple[Tensor, Tensor]:
@@ -115,14 +117,16 @@ class _Threshold(CodeActivation):
     @property
     def theta(self) -> 'Tensor|float':
         "Threshold: a number, or one number per latent."
-        return self.log_threshold.exp() if self.learned else self.threshold
+        if not self.learned: return self.threshold
+        return self.log_threshold.exp() if self.log else self.direct_threshold.clamp(min=0)
 
 # %% ../nbs/05_activations.ipynb #activa08
 @patch
 @torch.no_grad()
 def rescale(self:_Threshold, factor):
     self.threshold *= factor
-    if self.learned: self.log_threshold += math.log(factor)
+    if self.learned and self.log: self.log_threshold += math.log(factor)
+    elif self.learned: self.direct_threshold *= factor
 
 @patch
 @torch.no_grad()
@@ -207,7 +211,10 @@ class JumpReLU(HardThreshold):
         self,
         threshold:float=0.1,    # Initial value of the thresholds `theta`
         bandwidth:float=0.1,    # Width `epsilon` of the pseudo-gradient, in units of the code
-    ): super().__init__(threshold, True, bandwidth)
+        log:bool=True,          # Whether thresholds are stored as logarithms; `False`: as they are
+    ):
+        super().__init__(threshold, True, bandwidth)
+        self.log = check_bool('log', log)
 
     def magnitude_and_sign(self, pre): return pre, torch.ones_like(pre)
 
