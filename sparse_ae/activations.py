@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CODE_ACTIVATIONS', 'ENCODERS', 'CodeActivation', 'precise', 'ReLU', 'Sigmoid', 'Identity', 'SoftThreshold',
-           'HardThreshold', 'JumpReLU', 'TopK', 'BatchTopK', 'frozen_running_stats', 'Gated', 'CodeEncoder', 'Linear',
-           'eval_mode', 'Unrolled', 'MatchingPursuit']
+           'HardThreshold', 'JumpReLU', 'TopK', 'AbsTopK', 'GroupMax', 'BatchTopK', 'frozen_running_stats', 'Gated',
+           'CodeEncoder', 'Linear', 'eval_mode', 'Unrolled', 'MatchingPursuit']
 
 # %% ../nbs/05_activations.ipynb #01200c1a
 import copy
@@ -245,6 +245,43 @@ class TopK(_KSparse):
         kept, latents = F.relu(pre).topk(self.k)
         return torch.zeros_like(pre).scatter(-1, latents, kept)
 
+# %% ../nbs/05_activations.ipynb #abstopk2
+class AbsTopK(_KSparse):
+    """The `k` entries of `u` of largest magnitude, with their sign.
+
+    Source: *AbsTopK: rethinking sparse autoencoders for bidirectional features*, 2025."""
+    name, vmappable, nonnegative = 'abs_topk', True, False
+    def __init__(
+        self,
+        k:int,    # Number of active latents per sample
+    ):
+        super().__init__()
+        self.k = check_int('k', k)
+
+    def forward(self, pre):
+        latents = pre.abs().topk(self.k).indices
+        return torch.zeros_like(pre).scatter(-1, latents, pre.gather(-1, latents))
+
+class GroupMax(_KSparse):
+    "The largest entry of `max(0, u)` in each of `k` groups of consecutive latents."
+    name, vmappable = 'group_max', True
+    def __init__(
+        self,
+        k:int,    # Number of groups, a divisor of `latent_dim`
+    ):
+        super().__init__()
+        self.k = check_int('k', k)
+
+    def build(self, latent_dim, **where):
+        if latent_dim % self.k:
+            raise ValueError(f"k must be a divisor of latent_dim={latent_dim}, got {self.k}")
+        return self
+
+    def forward(self, pre):
+        kept, latents = F.relu(pre).unflatten(-1, (self.k, -1)).max(-1, keepdim=True)
+        groups = torch.zeros_like(pre).unflatten(-1, (self.k, -1))
+        return groups.scatter(-1, latents, kept).flatten(-2)
+
 # %% ../nbs/05_activations.ipynb #3a8ccc69
 class BatchTopK(_KSparse):
     """In train mode the `k * n` largest entries of `max(0, u)` of a batch of `n` samples; in eval
@@ -341,7 +378,7 @@ class Gated(CodeActivation):
 
 # %% ../nbs/05_activations.ipynb #8f9efb0c
 CODE_ACTIVATIONS = {cls.name: cls for cls in (ReLU, Sigmoid, Identity, SoftThreshold, HardThreshold,
-                                              TopK, BatchTopK, JumpReLU, Gated)}
+                                              TopK, AbsTopK, GroupMax, BatchTopK, JumpReLU, Gated)}
 
 # %% ../nbs/05_activations.ipynb #15501233
 class CodeEncoder(Configurable):
@@ -419,7 +456,7 @@ def _gram_entries(gram:Tensor, j:Tensor) -> Tensor:
     return gram.flatten(-2).gather(-1, pairs.flatten(gram.ndim - 2)).view(pairs.shape)
 
 def _coefficients(pre:Tensor, system:Tensor, positive:Tensor) -> Tensor:
-    "Solution of equation (11), with gradients; 0 where no latent had a positive fit."
+    "Solution of equation (12), with gradients; 0 where no latent had a positive fit."
     dtype = torch.promote_types(pre.dtype, torch.float32)  # torch has no half-precision solver
     values = torch.linalg.solve_triangular(system.mT.to(dtype), pre[..., None].to(dtype),
                                            upper=False, unitriangular=True)
