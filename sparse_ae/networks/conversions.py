@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SingleLayer', 'to_model', 'why_not_single_layer', 'from_model', 'jumprelu_parts', 'batch_topk_parts',
-           'fold_decoder_bias', 'decoder_norms', 'scale_latents', 'scale_atoms', 'fold_scaling', 'gated_parts',
-           'gate_biases', 'layer_norm_rows', 'constant_norm_rows']
+           'fold_decoder_bias', 'unfold_decoder_bias', 'decoder_norms', 'scale_latents', 'scale_atoms', 'fold_scaling',
+           'gated_parts', 'gate_biases', 'layer_norm_rows', 'constant_norm_rows']
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver02
 from dataclasses import dataclass, field, replace
@@ -115,6 +115,12 @@ def fold_decoder_bias(
 ) -> SingleLayer:         # Weights of the same function without the subtraction
     "Move the subtraction of the decoder bias into the encoder bias, equation (2)."
     return replace(layer, encoder_bias=layer.encoder_bias - layer.encoder_mat @ layer.decoder_bias)
+
+def unfold_decoder_bias(
+    layer:SingleLayer,    # Weights of a model of this library
+) -> SingleLayer:         # Weights for an encoder that subtracts the decoder bias from its input
+    "Invert `fold_decoder_bias`."
+    return replace(layer, encoder_bias=layer.encoder_bias + layer.encoder_mat @ layer.decoder_bias)
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver17
 def decoder_norms(
