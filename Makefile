@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup demo test test-browser lab docs notebooks export readme hooks example bench \
+.PHONY: help setup demo test test-browser test-interop lab docs notebooks export readme hooks example bench \
 	clean
 
 help:            ## what there is
@@ -26,6 +26,21 @@ test: setup      ## notebooks, then pytest
 
 test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/browser/screenshots
 	$(BIN)/python -m pytest -rs tests/browser
+
+# Other libraries, each in an environment of its own
+INTEROP = .interop
+PEERS = $(INTEROP)/sae_lens/.ready $(INTEROP)/dictionary_learning/.ready $(INTEROP)/sparsify/.ready
+
+test-interop: setup $(PEERS)  ## models of SAELens, dictionary_learning and sparsify, with them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop
+
+$(INTEROP)/sae_lens/.ready: PACKAGE = sae-lens==6.54.12
+$(INTEROP)/dictionary_learning/.ready: PACKAGE = dictionary-learning==0.1.0
+$(INTEROP)/sparsify/.ready: PACKAGE = eai-sparsify==1.3.3
+$(PEERS):
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 $(PACKAGE)
+	touch $@
 
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -125,13 +125,13 @@ def unfold_decoder_bias(
 # %% ../../nbs/networks/05_conversions.ipynb #conver17
 def decoder_norms(
     layer:SingleLayer,    # Weights
-) -> Tensor:              # Norms of the atoms, at least 1e-8, shape `(latent_dim,)`
+) -> Tensor:              # Norms of the atoms, shape `(latent_dim,)`
     "Return the factors that normalise the decoder."
-    return torch.linalg.vector_norm(layer.decoder_mat, dim=0).clamp(min=1e-8)
+    return torch.linalg.vector_norm(layer.decoder_mat, dim=0)
 
 def scale_latents(
     layer:SingleLayer,    # Weights
-    factors:Tensor,       # Factors `c`, all above 0, shape `(latent_dim,)`
+    factors:Tensor,       # Factors `c`, at least 0, shape `(latent_dim,)`; 0 only where atoms are 0
 ) -> SingleLayer:         # Weights whose code is multiplied by `c`, with the same reconstruction
     "Multiply each latent by a factor and divide its atom by it, equation (3)."
     in_code_unit = 'direct_threshold', 'magnitude_bias'
@@ -139,7 +139,8 @@ def scale_latents(
              for name, value in layer.state.items()}
     return replace(layer, encoder_mat=factors[:, None] * layer.encoder_mat,
                    encoder_bias=factors * layer.encoder_bias,
-                   decoder_mat=layer.decoder_mat / factors, state=state)
+                   decoder_mat=layer.decoder_mat / factors.masked_fill(factors == 0, 1),
+                   state=state)
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver20
 def scale_atoms(

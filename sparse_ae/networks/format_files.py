@@ -19,7 +19,7 @@ from torch import Tensor
 from ..activations import BatchTopK, JumpReLU, ReLU
 from ..io import atomic_write
 from .conversions import SingleLayer, fold_scaling
-from ..validation import check_positive, warn_caller
+from ..validation import check_positive, make_folder, warn_caller
 
 # %% ../../nbs/networks/06_format_files.ipynb #format06
 def _read_json(path:Path) -> dict:
@@ -74,9 +74,10 @@ class FileContents:
     def refuse(self, key:str, reason:str) -> None:
         "Raise `ValueError` that names the format, the file, the key and its value."
         value = self.values.get(key)
-        if isinstance(value, Tensor): value = f'a tensor {tuple(value.shape)} of {value.dtype}'
+        shown = (f'a tensor {tuple(value.shape)} of {value.dtype}' if isinstance(value, Tensor) else
+                 f'{value!r:.200}')
         where = f"{self.format}: {key} in {self.path.name} is"
-        raise ValueError(f"{where} {value!r:.200}, but {reason}" if key in self.values else
+        raise ValueError(f"{where} {shown}, but {reason}" if key in self.values else
                          f"{where} missing; {reason}")
 
     def get(self, key:str, default:Any=None) -> Any:
@@ -195,6 +196,7 @@ def write_tensors(path:Path, tensors:dict[str, Tensor], dtype:torch.dtype) -> No
     precise = torch.promote_types(dtype, torch.float32)
     tensors = {name: (t.to(precise if 'threshold' in name else dtype) if t.is_floating_point()
                       else t).contiguous().clone() for name, t in tensors.items()}
+    make_folder('folder', path.parent)
     with atomic_write(path) as temporary:
         if path.suffix == '.safetensors': save_file(tensors, temporary)
         else: torch.save(tensors, temporary)

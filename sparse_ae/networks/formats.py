@@ -88,7 +88,7 @@ def read_dictionary_learning(
 # %% ../../nbs/networks/08_formats.ipynb #format25
 def write_dictionary_learning(
     layer:SingleLayer,       # Weights
-    folder:Path,             # Folder that exists
+    folder:Path,             # Created if it does not exist
     metadata:dict,           # Entries of `trainer` in `config.json`
 ) -> None:
     "Write a model of dictionary_learning."
@@ -144,7 +144,7 @@ def read_sparsify(
 
 def write_sparsify(
     layer:SingleLayer,       # Weights
-    folder:Path,             # Folder that exists
+    folder:Path,             # Created if it does not exist
     metadata:dict,           # More entries of `cfg.json`
 ) -> None:
     "Write a model of sparsify."
@@ -199,7 +199,7 @@ def read_gemma_scope_2(path:Path, options:ReadOptions) -> SingleLayer:
 # %% ../../nbs/networks/08_formats.ipynb #format30
 def _read_thresholds(file:FileContents, names:tuple, options:ReadOptions) -> SingleLayer:
     "Read a JumpReLU model whose encoder has the input in its rows."
-    names = tuple(name if name in file.values else name.swapcase()[0] + name[1:] for name in names)
+    if 'w_enc' in file.values: names = tuple(name.lower() for name in names)
     tensors = autoencoder_tensors(file, names, False, False)
     threshold = file.tensor('threshold', len(tensors['encoder_bias']), finite=False)
     file.check_all_taken()
@@ -215,6 +215,7 @@ def write_gemma_scope(layer:SingleLayer, folder:Path, metadata:dict) -> None:
     arrays = dict(W_enc=layer.encoder_mat.mT, b_enc=layer.encoder_bias, W_dec=layer.decoder_mat.mT,
                   b_dec=layer.decoder_bias, threshold=threshold)
     dtype = np.float64 if layer.dtype == torch.float64 else np.float32   # NumPy has no bfloat16
+    make_folder('folder', folder)
     with atomic_write(folder/'params.npz') as temporary, open(temporary, 'wb') as file:
         np.savez(file, **{name: t.contiguous().numpy().astype(dtype) for name, t in arrays.items()})
 
@@ -313,7 +314,7 @@ def _find_file_format(path:Path) -> 'str|None':
     for name, format in FORMATS.items():
         if format.keys and path.match(format.pattern) and keys >= set(format.keys): return name
     if path.suffix == '.pt' and (config := _dl_files(path)[0]).is_file():
-        if 'trainer' in _read_json(config): return 'dictionary_learning'
+        if 'trainer' in FileContents('auto', config).values: return 'dictionary_learning'
 
 def find_format(
     path:'str|Path',     # Folder or file
@@ -393,5 +394,4 @@ def save(
     if not isinstance(metadata, (dict, type(None))):
         raise TypeError(f"metadata must be a dictionary, got {type(metadata).__name__}")
     json.dumps(metadata)      # an error here leaves no half-written folder
-    layer = from_model(model)
-    FORMATS[format].write(layer, make_folder('folder', folder), metadata or {})
+    FORMATS[format].write(from_model(model), as_path('folder', folder), metadata or {})

@@ -133,10 +133,10 @@ def read_saelens(
     "Read a model of SAELens."
     config, file = (_saelens_config(path/'cfg.json'),
                     FileContents(_SAELENS, path/'sae_weights.safetensors'))
-    architecture = config.get('architecture', 'standard')
+    architecture = config.choice('architecture', (*_SAELENS_ACTIVATIONS, 'matching_pursuit',
+                                                  *_SAELENS_REFUSED), 'standard')
     if architecture in _SAELENS_REFUSED:
         config.refuse('architecture', _SAELENS_REFUSED[architecture])
-    config.choice('architecture', (*_SAELENS_ACTIVATIONS, 'matching_pursuit'), 'standard')
     subtracts = config.choice('apply_b_dec_to_input', (True, False), True)
     rescales = config.choice('rescale_acts_by_decoder_norm', (True, False), False)
     if architecture == 'matching_pursuit': layer = _saelens_pursuit(config, file)
@@ -179,7 +179,8 @@ def _saelens_pursuit_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
         raise ValueError(f"{_SAELENS}: matching pursuit must have the activation relu, got "
                          f"{layer.activation!r}")
     products = layer.encoder_mat.abs() @ layer.decoder_bias.abs()
-    if unfold_decoder_bias(layer).encoder_bias.abs().max() > 1e-5*products.max():
+    tolerance = max(1e-5, 4*torch.finfo(layer.dtype).eps)
+    if unfold_decoder_bias(layer).encoder_bias.abs().max() > tolerance*products.max():
         raise ValueError(f"{_SAELENS}: matching pursuit must have the encoder bias "
                          "-encoder_mat @ decoder_bias, got another")
     return 'matching_pursuit', dict(max_iterations=layer.encoder.k, residual_threshold=0.,
@@ -188,7 +189,7 @@ def _saelens_pursuit_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
 # %% ../../nbs/networks/07_saelens.ipynb #format21
 def write_saelens(
     layer:SingleLayer,       # Weights
-    folder:Path,             # Folder that exists
+    folder:Path,             # Created if it does not exist
     metadata:dict,           # Entries of `metadata` in `cfg.json`, such as `hook_name`
 ) -> None:
     "Write a model of SAELens, version 6."
