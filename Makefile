@@ -40,6 +40,7 @@ $(INTEROP)/sparsify/.ready: PACKAGE = eai-sparsify==1.3.3
 $(PEERS):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 $(PACKAGE)
+	$(@D)/bin/python -m pip uninstall -q -y torchvision  # of another torch than the one above
 	touch $@
 
 lab: setup       ## JupyterLab on the notebooks
