@@ -106,8 +106,8 @@ class _Threshold(CodeActivation):
     def build(self, latent_dim, **where):
         if self.learned:
             start = math.log(self.threshold) if self.log else self.threshold
-            self.register_parameter('log_threshold' if self.log else 'direct_threshold',
-                                    nn.Parameter(torch.full((latent_dim,), start, **precise(where))))
+            thresholds = nn.Parameter(torch.full((latent_dim,), start, **precise(where)))
+            setattr(self, 'log_threshold' if self.log else 'direct_threshold', thresholds)
         return self
 
     def magnitude_and_sign(self, pre:Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
-"""What the scripts that run within another library's environment share. It imports torch and safetensors only.
+"""Shared by the scripts that run within the environment of another library; needs torch and
+safetensors only.
 
-    python peer_NAME.py write FOLDER    models of every architecture with random weights, and their codes
+    python peer_NAME.py write FOLDER    models of every architecture with random weights, and codes
     python peer_NAME.py run FOLDER      codes and reconstructions of all models in FOLDER
 """
 import sys

@@ -29,7 +29,8 @@ def write_all(folder):
         (folder/name).mkdir()
         torch.save(model.state_dict(), folder/name/'ae.pt')
         trainer = dict(dict_class=type(model).__name__, activation_dim=WIDTH, dict_size=LATENTS, k=K)
-        (folder/name/'config.json').write_text(json.dumps({'trainer': trainer, 'buffer': {'ctx_len': 8}}))
+        config = {'trainer': trainer, 'buffer': {'ctx_len': 8}}
+        (folder/name/'config.json').write_text(json.dumps(config))
 
 
 def run(model, x):

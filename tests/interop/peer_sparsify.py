@@ -4,7 +4,8 @@ from peer import K, LATENTS, WIDTH, main, randomize
 from sparsify import SparseCoder
 from sparsify.config import SparseCoderConfig
 
-CASES = {'topk': {}, 'topk-free': dict(normalize_decoder=False), 'groupmax': dict(activation='groupmax'),
+CASES = {'topk': {}, 'topk-free': dict(normalize_decoder=False),
+         'groupmax': dict(activation='groupmax'),
          'topk-expansion': dict(num_latents=0, expansion_factor=2),
          'refused-skip': dict(skip_connection=True), 'refused-transcoder': dict(transcode=True)}
 

@@ -26,7 +26,8 @@ LARGEST = {}   # (from, to, architecture) -> largest difference of codes and of 
 def python_of(peer):
     "Python of the environment of a library."
     own = HERE.parents[1]/'.interop'/peer
-    name = os.environ.get(f'INTEROP_{peer.upper()}') or (own/'bin'/'python' if (own/'.ready').exists() else '')
+    name = os.environ.get(f'INTEROP_{peer.upper()}')
+    if not name and (own/'.ready').exists(): name = own/'bin'/'python'
     if not name: pytest.skip(f'no environment for {peer}: make test-interop')
     return str(name)
 
@@ -81,12 +82,13 @@ def random_model(kind):
     if kind == 'pursuit':
         model = TiedWeightSparseAutoencoder(6, 12, hidden_dims=(), decoder_norm='atom',
                                             encoder=MatchingPursuit(K))
-    else: model = SparseAutoencoder(6, 12, hidden_dims=(), activation=activation, decoder_norm='atom',
-                                    scaling='columns')
+    else: model = SparseAutoencoder(6, 12, hidden_dims=(), activation=activation,
+                                    decoder_norm='atom', scaling='columns')
     with torch.no_grad():
         for p in model.parameters(): p.copy_(0.4*torch.randn_like(p))
         if kind == 'jumprelu': model.activation.log_threshold.sub_(1)
-        if kind == 'pursuit': model.encoder_bias_1.copy_(-model.encoder_weights()[0] @ model.decoder_bias_1)
+        if kind == 'pursuit':
+            model.encoder_bias_1.copy_(-model.encoder_weights()[0] @ model.decoder_bias_1)
         else: model.set_scaling(model.scaling.fit(2*torch.randn(50, 6) + torch.arange(6)))
         model(torch.randn(64, 6))
     return model.eval()
