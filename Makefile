@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup demo test test-browser test-interop lab docs notebooks export readme hooks example bench \
-	clean
+.PHONY: help setup demo test test-browser test-interop lab docs notebooks export readme hooks \
+	example bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -78,5 +78,5 @@ bench: setup     ## what training and the widgets cost, how good dictionaries ar
 	$(BIN)/python benchmarks/networks.py
 
 clean:           ## what can be made again
-	rm -rf $(VENV) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(INTEROP) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \
 	  tests/browser/screenshots

@@ -263,6 +263,26 @@ def test_round_trip_or_refusal(format, kind, dtype, tmp_path):
         assert find_format(tmp_path)[0] == format
 
 
+@pytest.mark.parametrize('format', ['saelens', 'dictionary_learning'])
+@pytest.mark.parametrize('kind', ['jumprelu', 'batch_topk'])
+def test_thresholds_of_a_half_precision_model_are_written_exactly(format, kind, tmp_path):
+    model = random_model(kind, torch.bfloat16)
+    save(model, tmp_path, format)
+    again, name = load(tmp_path).activation, 'theta' if kind == 'jumprelu' else 'threshold'
+    assert torch.equal(getattr(again, name), getattr(model.activation, name))
+    assert again.num_batches_tracked > 0 if kind == 'batch_topk' else not again.log
+
+
+@pytest.mark.parametrize('format,kind', [(f, kind) for f in HELD for kind in HELD[f]])
+def test_surrounding_devices_and_modes_change_nothing(format, kind, tmp_path):
+    model = random_model(kind)
+    wanted = model(X).detach()
+    with torch.device('meta'), torch.inference_mode():
+        save(model, tmp_path, format)
+        again = load(tmp_path)
+    with torch.no_grad(): assert_close(again(X), wanted)
+
+
 def test_trained_further_and_saved_as_a_model_of_this_library(tmp_path):
     model = random_model('batch_topk', torch.float32)
     save(model, tmp_path/'theirs', metadata={'hook_name': 'blocks.3'})

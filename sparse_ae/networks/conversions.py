@@ -152,10 +152,10 @@ def scale_atoms(
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver23
 def fold_scaling(
-    layer:SingleLayer,    # Weights of a model of scaled inputs
-    shift:Tensor,         # `mu` in the unit of the data, shape `(input_dim,)` or a scalar
-    scale:Tensor,         # `sigma`, shape `(input_dim,)`, `(1,)` or a scalar
-) -> SingleLayer:         # Weights of a model of inputs in the unit of the data, with the same code
+    layer:SingleLayer,       # Weights of a model of scaled inputs
+    shift:'Tensor|float',    # `mu` in the unit of the data, shape `(input_dim,)` or a number
+    scale:'Tensor|float',    # `sigma`, shape `(input_dim,)`, `(1,)` or a number
+) -> SingleLayer:            # Weights of a model of unscaled inputs, with the same code
     "Move a scaling of the inputs into the weights, equations (5) and (6)."
     ones = torch.ones_like(layer.decoder_bias)
     shift, scale = shift * ones, scale * ones

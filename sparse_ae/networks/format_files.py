@@ -182,8 +182,7 @@ def fold_input_scale(
 ) -> SingleLayer:
     "Fold the factor of the inputs into the weights; if it is unknown, warn and change nothing."
     if factor is not None:
-        inverse = torch.tensor(1/check_positive('input_scale', factor), dtype=torch.float64)
-        return fold_scaling(layer, torch.zeros_like(inverse), inverse)
+        return fold_scaling(layer, 0., 1/check_positive('input_scale', factor))
     warn_caller(f"{format}: the model was trained on inputs times a factor that gives them the "
                 "mean norm sqrt(input_dim), and the file does not hold the factor: multiply inputs "
                 "by it, or give it as input_scale")

@@ -108,8 +108,9 @@ def write_dictionary_learning(
     elif hasattr(activation, 'k'):
         k = dict(k=activation.k)
         measured = bool(layer.state.get('num_batches_tracked', 0))
-        tensors |= dict(k=torch.tensor(activation.k, dtype=torch.int32),
-                        threshold=layer.state['threshold'] if measured else torch.tensor(-1.))
+        unset = torch.tensor(-1., device='cpu')
+        tensors |= dict(k=torch.tensor(activation.k, dtype=torch.int32, device='cpu'),
+                        threshold=layer.state['threshold'] if measured else unset)
     trainer = metadata | dict(dict_class=dict_class, activation_dim=layer.input_dim,
                               dict_size=layer.latent_dim) | k
     write_tensors(folder/'ae.pt', tensors, layer.dtype)
@@ -239,7 +240,7 @@ def read_llama_scope(path:Path, options:ReadOptions) -> SingleLayer:
     file.check_all_taken()
     n, d = tensors['encoder_mat'].shape
     scale = d**0.5 / norm
-    activation, state = jumprelu_parts(torch.full((n,), level*scale, dtype=torch.float64))
+    activation, state = jumprelu_parts(torch.full_like(tensors['encoder_bias'], level*scale))
     layer = SingleLayer(**tensors, activation=activation, state=state, metadata=config.values)
     if config.choice('apply_decoder_bias_to_pre_encoder', (True, False), False):
         layer = fold_decoder_bias(layer)
