@@ -465,6 +465,8 @@ class StartFromData(Callback):
         if rows is None: x = torch.cat(trainer.batches)
         else:
             x = sample_rows(rows, 4096).to(trainer.train.device, trainer.train.dtype)
-            if trainer.scaling is not None: x = trainer.scaling(x)
+            x = trainer.train.scale(x)
+        x, target = trainer.train.split(x)
+        if target is not None: target = target.flatten(1)
         with eval_mode(trainer.model, no_grad=True):
-            trainer.model.initialize(x.flatten(1), self.l0, self.directions)
+            trainer.model.initialize(x.flatten(1), self.l0, self.directions, target)

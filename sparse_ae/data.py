@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['CUTOFF', 'ROW_FOLDERS', 'digits', 'whiten_image', 'image_patches', 'SparseSamples', 'SparseDictionary',
            'sparse_dictionary', 'Rows', 'sample_rows', 'TensorRows', 'open_data', 'open_rows', 'open_folder',
-           'train_val_split', 'Batches', 'first_rows']
+           'train_val_split', 'SideBySideRows', 'side_by_side', 'Batches', 'Pair', 'first_rows']
 
 # %% ../nbs/04_data.ipynb #f35e477b
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -415,6 +416,47 @@ def train_val_split(
     n_val = min(max(1, round(fraction * len(data))), len(data) - 1)
     return data[order[n_val:]], data[order[:n_val]]
 
+# %% ../nbs/04_data.ipynb #rowside2
+class SideBySideRows(Rows):
+    "Rows of several sources with one row for each sample, flattened and concatenated."
+    def __init__(self, sources:list[Rows]):
+        lengths = [len(rows) for rows in sources]
+        if len(set(lengths)) > 1:
+            raise ValueError("rows side by side must be as many in each source, got "
+                             f"{', '.join(map(str, lengths))} rows")
+        self.sources = sources
+        self.shape = (lengths[0], sum(math.prod(rows.shape[1:]) for rows in sources))
+        self.in_memory = all(getattr(rows, 'in_memory', False) for rows in sources)
+        self.in_slices = any(getattr(rows, 'in_slices', False) for rows in sources)
+
+    def __getitem__(self, indices:'Tensor|slice') -> Tensor:
+        "Read rows."
+        parts = [rows[indices].flatten(1) for rows in self.sources]
+        return torch.cat([part.to(parts[0].device) for part in parts], 1)
+
+    def separate(
+        self,
+        batch:Tensor,       # Rows, shape `(m, columns)`
+    ) -> list[Tensor]:      # Rows of each source, in its shape
+        "Return the parts of rows that were read."
+        shapes = [rows.shape[1:] for rows in self.sources]
+        parts = batch.split([math.prod(shape) for shape in shapes], 1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes)]
+
+    def split(self, val_fraction:float, seed:int) -> tuple[Rows, Rows]:
+        "Split all sources into training and validation rows at the same samples."
+        if len({hasattr(rows, 'split') for rows in self.sources}) > 1:
+            raise ValueError("rows side by side must all have a method split, or none of them, to "
+                             "be split at the same samples")
+        parts = zip(*(train_val_split(rows, val_fraction, seed) for rows in self.sources))
+        return tuple(side_by_side(*part) for part in parts)
+
+def side_by_side(
+    *data:Any,      # Data for `open_rows`, each with one row for each sample
+) -> Rows:          # Shape `(n, columns)`
+    "Return the rows of several sources side by side. Raises `ValueError` for other numbers of rows."
+    return SideBySideRows([open_rows(f'data[{k}]', rows) for k, rows in enumerate(data)])
+
 # %% ../nbs/04_data.ipynb #97a2d60f
 class Batches:
     """Batches of `data` as tensors `(batch, ...)`, in the dtype and on the device of `model`.
@@ -432,6 +474,7 @@ class Batches:
         accumulate:int=1,      # Batches in a step
         steps:'int|None'=None,  # Steps in an epoch; `None`: one pass
         buffer_rows:'int|None'=None,  # Rows in memory at a time, if not all are; `None`: 256 MB
+        targets:'Rows|None'=None,     # Targets of the rows; `None`: the inputs are the targets
     ):
         parameter = first_parameter(model)
         self.name, self.dtype, self.device = name, parameter.dtype, parameter.device
@@ -449,14 +492,15 @@ class Batches:
         self.pass_generator = torch.Generator()          # seeded at the start of each pass
         self.pass_seed = self.current_pass = None        # of the pass in progress
         self.steps_done = self.steps_in_epoch = 0        # in this pass, in this epoch
-        self.exhausted, self.loader, self.rows = False, None, None
-        self._set_source(data, buffer_rows)
+        self.exhausted, self.loader, self.rows, self.pairs = False, None, None, None
+        self._set_source(data, targets, buffer_rows)
 
 # %% ../nbs/04_data.ipynb #a99b4c2a
 @patch
-def _set_source(self:Batches, data:Any, buffer_rows:'int|None') -> None:
+def _set_source(self:Batches, data:Any, targets:'Rows|None', buffer_rows:'int|None') -> None:
     "Set `rows` or `loader`, by the kind of `data`."
     source = open_data(self.name, data)
+    if targets is not None: source = self.pairs = self._with_targets(source, targets)
     if isinstance(source, Rows): self._set_rows(source, buffer_rows)
     elif isinstance(source, IterableDataset):
         self.loader = DataLoader(source, self.batch_size, generator=self.pass_generator)
@@ -466,6 +510,49 @@ def _set_source(self:Batches, data:Any, buffer_rows:'int|None') -> None:
 def is_iterator(self:Batches) -> bool:
     "Whether one pass uses up the data, as with a generator."
     return isinstance(self.loader, Iterator)
+
+# %% ../nbs/04_data.ipynb #datatgt2
+class Pair(NamedTuple):
+    "Inputs of a batch and their targets."
+    x:Tensor                     # Inputs, shape `(batch, ...)`
+    target:'Tensor|None'=None    # Targets, shape `(batch, ...)`; `None`: the inputs
+
+@patch
+def _with_targets(self:Batches, source:Any, targets:Rows) -> SideBySideRows:
+    "Return rows of inputs and targets. Raises `TypeError` or `ValueError` if they do not fit."
+    if not isinstance(source, Rows):
+        raise TypeError(f"{self.name} must be rows that are read by index where targets are given, "
+                        f"got {type(source).__name__}")
+    if len(source) != len(targets):
+        raise ValueError(f"{self.name} must have as many rows as its targets, {len(targets)}, got "
+                         f"{len(source)}")
+    width = getattr(self.model, 'output_dim', None)
+    if width is not None and tuple(targets.shape[1:]) != (width,):
+        raise ValueError(f"the targets of {self.name} must have shape (n, {width}), as the model's "
+                         f"output_dim={width}; got {tuple(targets.shape)}")
+    if getattr(self.model, 'input_dim', None) is not None:
+        self._check_shape(source.shape)
+        self.features = None
+    self.shape_source = ", inputs and targets side by side, as the data before"
+    return SideBySideRows([source, targets])
+
+@patch
+def split(
+    self:Batches,
+    batch:Tensor,    # Batch that was read
+) -> Pair:
+    "Separate inputs and targets."
+    return Pair(batch) if self.pairs is None else Pair(*self.pairs.separate(batch))
+
+@patch
+def scale(
+    self:Batches,
+    batch:Tensor,    # Batch in the unit of the data
+) -> Tensor:         # Batch in the unit of training
+    "Apply the scaling, if there is one. Targets in the unit of the inputs have its scale as well."
+    if self.scaling is None: return batch
+    if self.pairs is None: return self.scaling(batch)
+    return self.scaling(batch.unflatten(1, (-1, len(self.scaling.shift)))).flatten(1)
 
 # %% ../nbs/04_data.ipynb #batches3
 _BUFFER_BYTES = 2**28
@@ -623,7 +710,7 @@ def _steps_of_pass(self:Batches) -> Iterator[list[Tensor]]:
     for step in steps:
         self._check_batch_norm(step)
         step = [x.to(self.device, self.dtype, non_blocking=True) for x in step]
-        yield step if self.scaling is None else [self.scaling(x) for x in step]
+        yield [self.scale(x) for x in step]
 
 @patch
 def _draw_seed(self:Batches) -> int:

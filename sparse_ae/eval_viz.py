@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from matplotlib.figure import Figure  # pyplot would start a graphical backend
 
 from .activations import eval_mode
-from .data import Batches, first_rows
+from .data import Batches, first_rows, open_rows
 from .losses import METRICS, Measurements, Metric, hoyer_sparseness
 from .models import (BaseSparseAutoencoder, between_steps, check_autoencoder,
                               check_forward, decode_batch, encode_batch, hold_steps, is_native,
@@ -153,6 +153,7 @@ def evaluate_sparse_autoencoder(
     *,
     batch_size:int=1024,               # Samples per batch; does not affect the results
     return_codes:'bool|str'=True,      # Whether to keep the codes; `'sparse'`: as a CSR tensor
+    targets:Any=None,                  # Targets of `test_data`; `None`: the inputs
 ) -> dict:                             # Results by name, as in the table above
     """Evaluate a model on held-out data: errors, codes and all metrics of `METRICS`, as NumPy
     arrays and floats.
@@ -166,17 +167,23 @@ def evaluate_sparse_autoencoder(
     if device is not None: model.to(check_device(device))
     errors, column_error, deviation = bytearray(), 0., _SquaredDeviation()
     sums, kept = _CodeSums(), _KEPT[return_codes]()
+    if targets is not None: targets = open_rows('targets', targets)
+    elif getattr(model, 'is_transcoder', False):
+        raise ValueError(f"targets must be given for a model with output_dim={model.output_dim}")
+    batches = Batches('test_data', test_data, model, batch_size, targets=targets)
     with eval_mode(model, no_grad=True):
-        for x in Batches('test_data', test_data, model, batch_size):
-            if not errors: check_forward(model, x)
-            encoded, x_reconstructed = reconstruct(model, x)
-            squared = (x_reconstructed - x).flatten(1).cpu().double().square()
+        for batch in batches:
+            x, target = batches.split(batch)
+            if not errors: check_forward(model, x, target)
+            encoded, x_reconstructed = reconstruct(model, x, target)
+            wanted = x if target is None else target
+            squared = (x_reconstructed - wanted).flatten(1).cpu().double().square()
             errors += squared.mean(1).numpy().tobytes()
             column_error = column_error + squared.sum(0)
             z = encoded.z.flatten(1).float().cpu()
             sums.add(z.numpy())
             kept.add(z)
-            deviation.add(x)
+            deviation.add(wanted)
     columns = dict(column_error=column_error.numpy(), column_deviation=deviation.value())
     return sums.results(kept.result(sums.n), errors=np.frombuffer(errors, np.float64), **columns,
                         squared_error=float(columns['column_error'].sum()),
@@ -527,6 +534,9 @@ def plot_reconstructions(
     and the L0 of each."""
     max_samples = check_int('max_samples', max_samples)
     model = between_steps(check_autoencoder(model))
+    if getattr(model, 'is_transcoder', False):
+        raise ValueError("model must reconstruct its inputs to be plotted beside them, got one "
+                         f"with output_dim={model.output_dim}")
     batch = first_rows('x', x, model, max_samples)
     with eval_mode(model, no_grad=True): encoded, x_reconstructed = reconstruct(model, batch)
     pairs = torch.stack([batch.flatten(1), x_reconstructed.flatten(1)]).cpu().float().numpy()

@@ -235,7 +235,8 @@ CHECKPOINT_FIELDS = dict(   # key in the file: attribute of the trainer
     history='history')
 
 RESUMABLE_OPTIONS = ('num_epochs', 'patience', 'verbose', 'device', 'callbacks', 'resume',
-                     'checkpoint_dir', 'checkpoint_epochs', 'checkpoint_minutes', 'engine')
+                     'train_targets', 'val_targets', 'checkpoint_dir', 'checkpoint_epochs',
+                     'checkpoint_minutes', 'engine')
 
 def _serializable(value:Any) -> Any:
     "Describe an option for a checkpoint: numbers and names as they are, functions by their name."

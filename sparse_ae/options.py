@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from .activations import eval_mode
 from .callbacks import (Callback, ClipGradients, EarlyStopping, LearningRateSchedule,
                                  ProgressBar, StartFromData)
-from .data import Batches, Rows, sample_rows
+from .data import Batches, Rows, open_rows, sample_rows
 from .io import Checkpoint
 from .losses import METRICS, Penalty, get_penalty, mean_activation
 from .models import (BaseSparseAutoencoder, as_autoencoder, check_forward, encode_batch,
                               is_native, step_lock, why_not_native)
 from .scaling import GlobalScaling, Scaling
+from .targets import check_corrupted, corruption
 from .sparsity_control import ResultCheck, SparsityTarget, SparsityWarmup, reviver
 from .validation import (autocast_disabled, check_bool, check_choice, check_device,
                                   check_int, check_not_negative, check_positive, check_seed,
@@ -46,6 +47,9 @@ class TrainingOptions:
     device:'str|torch.device|None'=None  # Device to move to; `None`: where the model is
     _:KW_ONLY
     # data
+    train_targets:Any=None              # Targets of `train_data`; `None`: the inputs
+    val_targets:Any=None                # Targets of `val_data`; `None`: the inputs
+    corrupt:'str|Callable|None'=None    # Noise on training inputs: a name in `CORRUPTIONS`, `f(x)`
     batch_size:int=256                  # Maximum number of samples in a batch
     accumulate:int=1                    # Batches per optimiser step
     steps_per_epoch:'int|None'=None     # Steps per epoch; `None`: one pass over `train_data`
@@ -98,6 +102,9 @@ def check(self:TrainingOptions) -> None:
             raise TypeError(f"{name} must be a list, got {type(value).__name__}")
         setattr(self, name, tuple(value))
     self._check_regularizers()
+    self.corrupt = corruption(self.corrupt)
+    if (self.train_targets is None) != (self.val_targets is None):
+        raise ValueError("train_targets and val_targets must be given together")
     if self.checkpoint_dir is None:
         for name in ('resume', 'checkpoint_epochs', 'checkpoint_minutes'):
             value = getattr(self, name)
@@ -128,6 +135,9 @@ def check_model(
 ) -> None:
     "Raise `ValueError` for options that the model cannot have."
     activation = as_autoencoder(model).activation
+    if getattr(model, 'is_transcoder', False) and self.train_targets is None:
+        raise ValueError("train_targets and val_targets must be given for a model with output_dim="
+                         f"{model.output_dim}, got None")
     if penalty.acts_on == 'step' and not activation.has_pseudo_gradient:
         raise ValueError("sparsity_type 'l0' has a gradient only with a code activation whose "
                          f"threshold learns, as 'jumprelu'; got {activation}")
@@ -165,11 +175,11 @@ def make_generator(self:TrainingOptions) -> torch.Generator:
 # %% ../nbs/14_options.ipynb #optrate1
 def warn_of_high_rates(
     model:nn.Module,     # Model before training
-    x:Tensor,            # Some inputs, shape `(batch, ...)`
+    x:Tensor,            # Some inputs in the unit of training, shape `(batch, ...)`
     scaling:'Scaling|None'=None,    # Scaling with which training starts
 ) -> None:
     "Warn if mean activations, which the KL divergence reads as rates, are above 1."
-    if scaling is not None: x, model = scaling(x), copy.deepcopy(model)
+    if scaling is not None: model = copy.deepcopy(model)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model, no_grad=True))
         if scaling is not None: stack.enter_context(model.in_scaled_unit(scaling))
@@ -204,7 +214,7 @@ def fitted_scaling(
     if own is None and normalize is False: return None
     if own is not None and own.is_fitted: return own
     if own is None:
-        scaling = GlobalScaling().build(model.input_dim, model.device, model.dtype)
+        scaling = model.new_scaling('global')
         if normalize is not True:
             return scaling.set_deviation(check_positive('normalize', normalize))
     else: scaling = copy.deepcopy(own)
@@ -224,16 +234,24 @@ def make_batches(
     penalty:Penalty,    # Penalty of the code
 ) -> tuple[Batches, Batches, 'Scaling|None']:   # Training and validation batches, their scaling
     "Make the batches of training and validation."
+    targets = {side: None if data is None else open_rows(f'{side}_targets', data) for side, data in
+               (('train', self.train_targets), ('val', self.val_targets))}
     train = Batches('train_data', train_data, model, self.batch_size, shuffle=True, seed=self.seed,
-                    accumulate=self.accumulate, steps=self.steps_per_epoch)
-    val = Batches('val_data', val_data, model, self.batch_size, features=train.features)
+                    accumulate=self.accumulate, steps=self.steps_per_epoch,
+                    targets=targets['train'])
+    val = Batches('val_data', val_data, model, self.batch_size, features=train.features,
+                  targets=targets['val'])
     train.check_epochs(repeated=False)
     val.check_epochs(repeated=True)
-    scaling = train.scaling = val.scaling = fitted_scaling(self.normalize, model, train.rows)
+    in_two_units = train.pairs is None or getattr(model, 'is_transcoder', False)
+    rows = train.rows if in_two_units else train.pairs.sources[0]
+    scaling = train.scaling = val.scaling = fitted_scaling(self.normalize, model, rows)
     if train.rows is not None:
-        x = train.rows[:self.batch_size].to(train.device, train.dtype)
-        check_forward(model, x)
-        if penalty.has_target: warn_of_high_rates(model, x, scaling)
+        batch = train.rows[:self.batch_size].to(train.device, train.dtype)
+        x, target = train.split(batch)
+        check_forward(model, x, target)
+        if penalty.has_target:
+            warn_of_high_rates(model, train.split(train.scale(batch)).x, scaling)
         elif scaling is None and is_native(model): warn_of_unit(x)
     # half-precision weights are in single precision during training
     train.dtype = val.dtype = torch.promote_types(train.dtype, torch.float32)
@@ -284,6 +302,19 @@ def autocast_context(self:TrainingOptions, device:torch.device) -> Iterator[None
     try:
         with torch.autocast(device.type, dtype) if dtype else autocast_disabled(): yield
     finally: torch.clear_autocast_cache()   # a surrounding autocast would keep the old weights
+
+# %% ../nbs/14_options.ipynb #optcorr1
+@patch
+def corrupted(
+    self:TrainingOptions,
+    x:Tensor,                    # Inputs of a batch, in the unit of training
+    target:'Tensor|None',        # Their targets; `None`: the inputs
+    trainer:Any,                 # Trainer, whose generator gives the random numbers
+) -> tuple[Tensor, 'Tensor|None']:   # Inputs and targets
+    "Corrupt inputs in train mode. Their targets are the clean inputs, unless others are given."
+    if self.corrupt is None or not trainer.model.training: return x, target
+    corrupted = check_corrupted(self.corrupt(x, trainer.generator), x)
+    return corrupted, x if target is None else target
 
 # %% ../nbs/14_options.ipynb #optrates1
 def scale_learning_rates(

@@ -11,7 +11,7 @@ __all__ = ['Regularizer', 'LayerSparsity', 'prefix_reconstructions', 'NestedReco
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ClassVar
 
 import torch
@@ -40,7 +40,7 @@ class Regularizer:
         self,
         model:nn.Module,                        # Any module with `encode` and `decode`
         x:Tensor,                               # Inputs, shape `(batch, ...)`
-        encoded:Encoded,                        # Code, pre-activation and hidden activations of `x`
+        encoded:Encoded,                        # Code, pre-activation, hidden activations, target
         generator:'torch.Generator|None'=None,  # Random numbers; `None`: the global ones
     ) -> Tensor:                                # Scalar, not weighted
         "Compute the term for one batch."
@@ -76,7 +76,7 @@ def prefix_reconstructions(
     model:nn.Module,            # Module with `decode`
     z:Tensor,                   # Code, shape `(batch, latent_dim)`
     prefixes:Sequence[int],     # Numbers of latents, in increasing order
-) -> Iterator[Tensor]:          # Reconstructions, each of shape `(batch, input_dim)`
+) -> Iterator[Tensor]:          # Reconstructions, each of shape `(batch, output_dim)`
     "Yield the reconstructions from the first latents alone."
     if is_native(model) and model.depth == 1:
         (W,), partial_sum, start = model.decoder_weights(), model.decoder_bias_1, 0
@@ -122,13 +122,14 @@ class NestedReconstruction(Regularizer):
     def __call__(self, model:nn.Module, x:Tensor, encoded:Encoded, generator:Any=None) -> Tensor:
         "Compute the sum over the prefixes of the mean squared error."
         parts = prefix_reconstructions(model, encoded.z, self.sizes(encoded.z.shape[-1]))
-        return sum(F.mse_loss(x_reconstructed, x) for x_reconstructed in parts)
+        skipped = partial(model.add_skip, x=x) if hasattr(model, 'add_skip') else lambda y: y
+        return sum(F.mse_loss(skipped(part), encoded.target_of(x)) for part in parts)
 
 # %% ../nbs/08_regularizers.ipynb #a19af09b
 def frozen_decode(
     model:BaseSparseAutoencoder,   # Model whose decoder counts as constant
     z:Tensor,                      # Code, shape `(batch, latent_dim)`
-) -> Tensor:                       # Reconstruction, shape `(batch, input_dim)`
+) -> Tensor:                       # Reconstruction, shape `(batch, output_dim)`
     "Decode `z` with gradients for the code, not for the decoder."
     layers = [Layer(W.detach(), b.detach(), norm) for W, b, norm in model.layers('decoder')]
     with frozen_running_stats(model): return linear_stack(z, layers)[0]
@@ -147,7 +148,8 @@ class GateReconstruction(Regularizer):
         if not getattr(getattr(model, 'activation', None), 'has_gate', False):
             raise ValueError("GateReconstruction must have a model with activation='gated', got "
                              f"{getattr(model, 'activation', type(model).__name__)}")
-        return F.mse_loss(frozen_decode(model, F.relu(encoded.pre)), x)
+        x_reconstructed = model.add_skip(frozen_decode(model, F.relu(encoded.pre)), x)
+        return F.mse_loss(x_reconstructed, encoded.target_of(x))
 
 # %% ../nbs/08_regularizers.ipynb #027a6997
 def _check_batch(name:str, value:Tensor) -> Tensor:

@@ -263,20 +263,20 @@ def _split_decoder(model:BaseSparseAutoencoder) -> tuple[Layer, Callable[[Tensor
 
 def _line_search(
     model:BaseSparseAutoencoder,        # Model in eval mode
-    x:Tensor,                           # Inputs, shape `(n, input_dim)`
+    y:Tensor,                           # Wanted outputs, shape `(n, output_dim)`
     z:Tensor,                           # Their codes, shape `(n, latent_dim)`
     direction:'Tensor|None'=None,       # Directions of `a`; `None`: steepest descent of the error
 ) -> tuple[Tensor, Tensor]:             # Unit directions `(n, width)`; step lengths `(n,)`
-    "Return the step of the decoder's first layer that lowers the error of `x` most."
+    "Return the step of the decoder's first layer that lowers the error of `y` most."
     first, rest = _split_decoder(model)
     with gradients_enabled():
         a = F.linear(z, first.weight, first.bias).detach().requires_grad_()
-        x_reconstructed = rest(a)
-        residual = (x - x_reconstructed).detach()
+        decoded = rest(a)
+        residual = (y - decoded).detach()
         u = torch.zeros_like(residual, requires_grad=True)
-        pullback, = torch.autograd.grad(x_reconstructed, a, u, create_graph=True)
+        pullback, = torch.autograd.grad(decoded, a, u, create_graph=True)
         if direction is None:
-            direction, = torch.autograd.grad(x_reconstructed, a, residual, retain_graph=True)
+            direction, = torch.autograd.grad(decoded, a, residual, retain_graph=True)
         direction = unit_norm(direction, 1)
         change, = torch.autograd.grad(pullback, u, direction)
     return direction, (residual*change).sum(1) / change.square().sum(1).clamp(min=1e-12)
@@ -306,13 +306,15 @@ def revive_linear(
     chosen:Tensor,                 # Indices of their inputs, shape `(m,)`
     x:Tensor,                      # Inputs, shape `(n, input_dim)`
     encoded:Encoded,               # Code and hidden activations of `x`
+    y:'Tensor|None'=None,          # Wanted outputs, `(n, output_dim)`; `None`: the inputs
 ) -> None:
     "Point latents of a linear encoder at inputs, by equation (3)."
+    y = x if y is None else y
     z, h = encoded.z, encoded.hidden[-1] if encoded.hidden else x
     deviation = h[chosen] - h.mean(0)
     rows, distance = unit_norm(deviation, 1), torch.linalg.vector_norm(deviation, dim=1)
     height = distance.clamp(min=1e-6) * (1 - REVIVED_THRESHOLD)   # activation at the input if c = 1
-    direction, step = _line_search(model, x[chosen], z[chosen], rows if model.tied else None)
+    direction, step = _line_search(model, y[chosen], z[chosen], rows if model.tied else None)
     if model.tied: gain = (REVIVED_STEP*step.clamp(min=1e-3) / height).sqrt()
     else:
         activation = z[z > 0].mean() if (z > 0).any() else z.new_ones(())
@@ -333,15 +335,18 @@ def _latents_compete(model:BaseSparseAutoencoder) -> bool:
 def revive_competing(
     model:BaseSparseAutoencoder,   # Changed in place; a single layer
     latents:Tensor,                # Indices of dead latents, shape `(m,)`
-    directions:Tensor,             # Unit directions of their residuals, shape `(m, input_dim)`
+    directions:Tensor,             # Unit directions of their residuals, shape `(m, output_dim)`
     x:Tensor,                      # Inputs, shape `(n, input_dim)`
+    rows:'Tensor|None'=None,       # Encoder rows, `(m, input_dim)`; `None`: `directions`
 ) -> None:
-    "Set encoder rows and atoms of competing latents to `directions`, with centred biases."
+    "Set atoms and encoder rows of competing latents, with centred biases."
     if not model.tied: model.decoder_mat_1[:, latents] = directions.T
-    model.encoder_mat_1[latents] = directions
+    model.encoder_mat_1[latents] = directions if rows is None else rows
     model.normalize_decoder_weights()
     mean, center = x.mean(0), model.decoder_bias_1
-    if (center - mean).square().sum() > (x - mean).square().sum(1).mean(): center = mean
+    is_far = rows is not None or (
+        (center - mean).square().sum() > (x - mean).square().sum(1).mean())
+    if is_far: center = mean
     model.encoder_bias_1[latents] = -model.encoder_weights()[0][latents] @ center
 
 # %% ../nbs/07_sparsity_control.ipynb #optim002
@@ -380,22 +385,27 @@ def resample(
     x:Tensor,                     # Inputs to choose from, shape `(n, input_dim)`
     generator:'torch.Generator|None'=None,   # Random numbers; `None`: the global ones
     optimizer:'torch.optim.Optimizer|None'=None,   # Optimiser whose state is reset, if any
+    target:'Tensor|None'=None,    # Targets of the inputs; `None`: the inputs
 ) -> int:                         # Number of revived latents, at most `n`
     "Point dead latents at badly reconstructed inputs."
+    if target is not None: target = model.targets_to_scaled(target)
     x = model.to_scaled(x)
-    with model.assume_scaled(): return _resample_scaled(model, dead, x, generator, optimizer)
+    with model.assume_scaled():
+        return _resample_scaled(model, dead, x, generator, optimizer, target)
 
 def _resample_scaled(model:BaseSparseAutoencoder, dead:Tensor, x:Tensor, generator:Any,
-                     optimizer:Any) -> int:
+                     optimizer:Any, target:'Tensor|None') -> int:
     "`resample` for inputs in the unit of the layers."
     encoded, latents = model.encode_layers(x), dead.nonzero().flatten()
-    residual = x - model.decode(encoded.z)
+    decoded = model.decode(encoded.z)
+    residual = (x if target is None else target) - model.add_skip(decoded, x)
     chosen = choose_inputs(residual.square().sum(1), len(latents), generator).to(x.device)
     latents = latents[:len(chosen)]
     if not len(latents): return 0
     if _latents_compete(model):
-        revive_competing(model, latents, unit_norm(residual[chosen], 1), x)
-    else: revive_linear(model, latents, chosen, x, encoded)
+        rows = unit_norm(x[chosen] - x.mean(0), 1) if model.is_transcoder else None
+        revive_competing(model, latents, unit_norm(residual[chosen], 1), x, rows)
+    else: revive_linear(model, latents, chosen, x, encoded, decoded + residual)
     if optimizer is not None: reset_optimizer_state(model, latents, optimizer)
     return len(latents)
 
@@ -422,8 +432,9 @@ class Resample(DeadLatents):
         dead = self.pop_dead()
         if dead is None or not dead.any(): return
         with eval_mode(trainer.model, no_grad=True):
-            self.num_revived += resample(trainer.model, dead, torch.cat(trainer.batches),
-                                         trainer.generator, trainer.optimizer)
+            x, target = trainer.train.split(torch.cat(trainer.batches))
+            self.num_revived += resample(trainer.model, dead, x, trainer.generator,
+                                         trainer.optimizer, target)
 
     def after_epoch(self, trainer):
         trainer.history['revived'].append(self.num_revived)
@@ -462,7 +473,8 @@ class AuxiliaryLoss(DeadLatents, Regularizer):
         excess = F.relu(encoded.pre - encoded.pre.detach().mean(0)).masked_fill(~dead, 0)
         largest = excess.topk(min(self.k or max(1, x.shape[-1] // 2), int(dead.sum())), -1)
         dead_code = torch.zeros_like(excess).scatter(-1, largest.indices, largest.values)
-        return F.mse_loss(model.decode(encoded.z.detach() + dead_code), x)
+        x_reconstructed = model.add_skip(model.decode(encoded.z.detach() + dead_code), x)
+        return F.mse_loss(x_reconstructed, encoded.target_of(x))
 
 # %% ../nbs/07_sparsity_control.ipynb #c2df4641
 REVIVERS = {'resample': Resample, 'auxiliary': AuxiliaryLoss}
@@ -505,9 +517,9 @@ class ResultCheck(Callback):
                         "and deviation 1, or a smaller sparsity_weight")
 
 def _variance(trainer:Any) -> float:
-    "Mean variance of the columns of the validation data, as trained on; 0 if it is unknown."
+    "Mean variance of the columns of the validation targets, as trained on; 0 if it is unknown."
     if trainer.val.rows is None: return 0.
     x = sample_rows(trainer.val.rows, 2**14)
-    if trainer.scaling is not None: x = trainer.scaling(x.to(trainer.scaling.shift))
-    x = x.flatten(1).double()
+    if trainer.scaling is not None: x = trainer.val.scale(x.to(trainer.scaling.shift))
+    x = trainer.val.split(x)[-1 if trainer.val.pairs else 0].flatten(1).double()
     return (x - x.mean(0)).square().mean().item()

@@ -302,7 +302,8 @@ def _results(points:list[dict], trainers:list[Trainer], val_data:Any) -> Sweep:
     runs = Sweep(Run(p, t.model, t.history, t.error) for p, t in zip(points, trainers))
     runs.table = []
     for run, t in zip(runs, trainers):
-        results = evaluate_sparse_autoencoder(run.model, val_data, t.val.device)
+        results = evaluate_sparse_autoencoder(run.model, val_data, t.val.device,
+                                              targets=t.options.val_targets)
         reached = {'error' if name == 'mean' else name: results[name] for name in METRICS}
         ended = {k: run.history[k] for k in ('epochs_trained', 'best_epoch', 'stopped_by')}
         runs.table.append({**run.settings, **reached, **ended})

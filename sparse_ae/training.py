@@ -23,8 +23,7 @@ from .io import restore_training_state, resume_training, run_identity, training_
 from .losses import (METRICS, Measurements, Penalty, get_penalty, mean_squared_error,
                               total_loss)
 from .models import (TrainingLock, as_autoencoder, count_active, decode_batch,
-                              encode_batch, in_training, master_precision,
-                              trainable_parameters)
+                              encode_batch, in_training, master_precision, trainable_parameters)
 from .options import TrainingOptions, make_optimizer, scale_learning_rates
 from .validation import gradients_enabled
 
@@ -59,13 +58,14 @@ def batch_losses(
     regularizers:Sequence=(),                      # Further terms, such as `LayerSparsity`
     generator:'torch.Generator|None'=None,         # Random numbers of regularisers
     error:Callable[[Tensor, Tensor], Tensor]=mean_squared_error,  # Reconstruction error
+    target:'Tensor|None'=None,                     # Target of the reconstruction; `None`: `x`
 ) -> Losses:
     "Compute the losses of one batch from one encoder pass."
     model = as_autoencoder(model)
-    encoded = encode_batch(model, x)
+    encoded = encode_batch(model, x)._replace(target=target)
     # before decoding: the backward pass then adds this gradient in place to that of the decoder
     sparsity = get_penalty(penalty).loss(encoded, model.activation)
-    recon = error(decode_batch(model, encoded.z, x), x)
+    recon = error(decode_batch(model, encoded.z, x, target), encoded.target_of(x))
     module = getattr(model, 'module', model)   # a user-defined one, without its adapter
     terms = {r.name: r(module, x, encoded, generator) for r in regularizers}
     weighted = {True: [], False: []}   # by whether the reported loss contains it
@@ -196,13 +196,12 @@ def _make_state(self:Trainer) -> None:
     self.base_learning_rate = self.learning_rate   # scaled by a schedule
     self.optimizer = make_optimizer(o.optimizer, self.parameters, self.learning_rate)
     self.epoch, self.step, self.num_epochs = 0, 0, o.num_epochs
-    self.penalty_scale, self.early_stopping_blockers = 1., set()
-    self.callbacks, self.started, self.lock = [], False, TrainingLock()
+    self.penalty_scale, self.early_stopping_blockers, self.callbacks = 1., set(), []
+    self.started, self.lock, self.history = False, TrainingLock(), o.new_history()
     self.stopped_by = self.error = self.losses = self.batches = None
     self._engine = self._engine_key = None
     self.meter, self.val_meter, self.measured, self.metrics = Meter(), Meter(), {}, METRICS
-    self.current_meter = self.meter
-    self.terms, self.history = list(o.regularizers), o.new_history()
+    self.current_meter, self.terms = self.meter, list(o.regularizers)
 
 # %% ../nbs/02_training.ipynb #ac56feb4
 @patch
@@ -367,9 +366,10 @@ class StepEngine:
     def compute(self, x:Tensor, penalty:Penalty, weight:float, scale:float) -> Losses:
         "Compute `batch_losses` with the options of the trainer."
         t = self.trainer
+        x, target = t.options.corrupted(*t.train.split(x), t)
         with t.options.autocast_context(x.device):
             return batch_losses(self.model, x, penalty, weight, scale, t.terms, t.generator,
-                                self.error)
+                                self.error, target)
 
     def backward(self, losses:Losses, share:float) -> None:
         "Add `share` times the gradients of the objective to the gradients of the parameters."

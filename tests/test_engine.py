@@ -142,7 +142,10 @@ def test_weights_and_biases_offline(split, tmp_path, monkeypatch):
     log = WandbLog(mode='offline', dir=str(tmp_path), project='test')
     history = fit(SparseAutoencoder(64, 20), *split, 2, 1e-3, 3, verbose=0, callbacks=[log])
     assert log.run.config['learning_rate'] == 1e-3 and wandb.run is None
-    written = next(tmp_path.rglob('offline-run-*/*.wandb')).read_bytes()
+    file, end = next(tmp_path.rglob('offline-run-*/*.wandb')), time.monotonic() + 60
+    # another process writes the file, and may not have done so when `finish` returns
+    while b'stopped_by' not in file.read_bytes() and time.monotonic() < end: time.sleep(0.1)
+    written = file.read_bytes()
     assert repr(history['val_loss'][-1]).encode() in written and b'stopped_by' in written
 
 

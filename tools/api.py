@@ -16,7 +16,7 @@ PAGE = ROOT/'nbs'/'reference'/'api.qmd'
 TASKS = {
     'Build a model': 'models activations scaling presets',
     'Choose a penalty or a regulariser': 'losses regularizers',
-    'Train': 'training options callbacks sparsity_control',
+    'Train': 'training options targets callbacks sparsity_control',
     'Compare settings': 'sweeps',
     'Load data': 'data',
     'Evaluate and plot': 'eval_viz measures',

@@ -126,6 +126,7 @@ class CudaGraphEngine(StepEngine):
                 ours and type(model.activation) not in (ReLU, TopK),
             "the penalty is user-defined and not declared vmappable":
                 not trainer.penalty.vmappable,
+            "inputs are corrupted": trainer.options.corrupt is not None,
             "there are regularisers": bool(trainer.terms)}
         return [reason for reason, applies in reasons.items() if applies]
 

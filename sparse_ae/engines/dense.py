@@ -55,6 +55,7 @@ def normalize_decoder(
     "Normalise the stored decoder weights, if the model has a normalisation."
     name, dim = model.normalized_parameter()
     if dim is not None: unit_norm_(model.get_parameter(name), dim)
+    else: model.normalize_decoder_weights()
 
 # %% ../../nbs/engines/04_dense.ipynb #dense9a2
 @contextmanager

@@ -371,14 +371,15 @@ def encode_sparse(
 def decode_sparse(
     model:BaseSparseAutoencoder,    # Single-layer model
     code:SparseCode,                # Code of `n` samples
-) -> Tensor:                        # Reconstruction, `(n, input_dim)`; differentiable
+) -> Tensor:                        # Decoded code, `(n, output_dim)`; differentiable
     "Decode a sparse code. Raises `ValueError` unless the model has one layer of this width."
     width = code.pattern.latent_dim
     if model.depth > 1 or model.batch_norm or width != model.latent_dim:
         raise ValueError(f"z must be a tensor of shape (..., {model.latent_dim}), or the entries "
                          f"of one for a single-layer model; got entries of width {width} for "
                          f"depth {model.depth}")
-    if torch.is_grad_enabled() or model.assumes_unit_norm or model.decoder_norm is None:
+    has_unit_norm = model.normalized_parameter()[1] is not None
+    if torch.is_grad_enabled() or model.assumes_unit_norm or not has_unit_norm:
         y = sparse_decode(code, model.decoder_weights()[0], model.decoder_bias_1)
         return model.from_scaled(y)
     # a copy, which is normalised in place
@@ -396,7 +397,7 @@ def sparse_forward(
 ) -> 'Tensor|None':     # Reconstruction; `None` where `encode_sparse` does not apply
     "Reconstruct `x` through its sparse code."
     code = encode_sparse(model, x)
-    return None if code is None else decode_sparse(model, code)
+    return None if code is None else model.add_skip(decode_sparse(model, code), x)
 
 FAST_FORWARD.append(sparse_forward)
 

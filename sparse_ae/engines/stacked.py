@@ -212,6 +212,7 @@ def why_not(
         foreign: not ours,
         "its code activation is not vmappable": ours and not t.model.activation.vmappable,
         "the penalty is user-defined and not declared vmappable": not t.penalty.vmappable,
+        "there are targets other than the inputs": t.train.pairs or o.corrupt,
         "some parameters are frozen": any(not p.requires_grad for p in t.model.parameters()),
         "the data are not rows in memory": t.train.rows is None or t.val.rows is None,
         "the optimiser may mix entries of a tensor":

@@ -45,16 +45,22 @@ def _row_mask(
 
 def _replace_rows(
     x:Tensor,                                # Activations, shape `(..., width)`
-    function:Callable[[Tensor], Tensor],     # Takes and returns rows, `(rows, width)`
+    function:Callable[[Tensor, Tensor], Tensor],   # From rows and sources to rows
     positions:'Tensor|Callable|None',        # Boolean mask, or function of `x` that returns one
     channels:int,                            # Dimension of the features
+    source:'Tensor|None'=None,               # Activations at the same positions; `None`: `x`
 ) -> Tensor:                                 # Shape and dtype of `x`
     "Return activations whose rows at the chosen positions are replaced."
     if not x.is_floating_point():
         raise TypeError(f"activations must be floating-point numbers, got {x.dtype}")
     rows, mask = to_rows(x, channels), _row_mask(x, positions, channels)
-    if mask is None: rows = function(rows)
-    elif mask.any(): rows = rows.masked_scatter(mask[:, None], function(rows[mask]))
+    sources = rows if source is None else to_rows(source, channels)
+    if len(sources) != len(rows):
+        raise ValueError("a transcoder must be spliced at a module that gives a row for each row "
+                         f"of its input, got {len(sources)} and {len(rows)} rows")
+    if mask is None: rows = function(rows, sources)
+    elif mask.any():
+        rows = rows.masked_scatter(mask[:, None], function(rows[mask], sources[mask]))
     return from_rows(rows, x, channels)
 
 # %% ../../nbs/networks/03_splice.ipynb #splice08
@@ -76,12 +82,13 @@ def _edited(edit:'Callable|None', z:Tensor) -> Tensor:
 @autocast_disabled()
 def _reconstruct_rows(
     rows:Tensor,            # Activations, shape `(rows, width)`
+    sources:Tensor,         # Activations that are encoded, `rows` except for a transcoder
     sae:nn.Module,          # Module with `encode` and `decode`
     error_term:bool,        # Whether to add the error of the unedited code
     edit:'Callable|None',   # Function that changes codes
 ) -> Tensor:                # Shape, dtype and device of `rows`
     "Return equation (1), or equation (2) with the error term."
-    x = rows.to(_precision(sae, rows))
+    x = sources.to(_precision(sae, rows))
     z = encode_batch(sae, x).z
     reconstructed = decode_batch(sae, _edited(edit, z), x)
     if error_term:
@@ -117,6 +124,18 @@ def _check_width(name:str, width:int, sae:nn.Module) -> None:
                          f"input_dim={sae.input_dim}; channels is the dimension of the features")
 
 @contextmanager
+def _input_of(model:nn.Module, module:str, sae:nn.Module, io:str) -> Iterator[list]:
+    "Provide a list that holds the latest input of the module if a transcoder encodes it."
+    latest = [None]
+    if not getattr(sae, 'is_transcoder', False): return (yield latest)
+    if io != 'out':
+        raise ValueError("io must be 'out' for a transcoder, which reads the input of a module in "
+                         f"place of computing its output; got {io!r}")
+    def remember(x:Tensor) -> None: latest[0] = x
+    with _hooked_by_name(model, module, remember, 'in'): yield latest
+
+# %% ../../nbs/networks/03_splice.ipynb #splice9b
+@contextmanager
 def splice(
     model:nn.Module,        # Any module
     module:str,             # Name of a part of it, as in `model.named_modules()`
@@ -131,15 +150,18 @@ def splice(
     """Replace the activations of a module by their reconstruction within the block.
 
     `edit` returns codes, or changes those it is given in place and returns `None`; it gets the rows
-    at the chosen positions only. Blocks may be nested. The sae is in eval mode within the block; no
-    parameter changes. Raises `RuntimeError` if the module is not called within the block."""
+    at the chosen positions only. A transcoder encodes the input of the module in place of its
+    output. Blocks may be nested. The sae is in eval mode within the block; no parameter changes.
+    Raises `RuntimeError` if the module is not called within the block."""
     _check_sae(sae)
     check_bool('error_term', error_term)
-    def reconstruct(rows:Tensor) -> Tensor:
-        _check_width(module, rows.shape[1], sae)
-        return _reconstruct_rows(rows, sae, error_term, edit)
-    replace = partial(_replace_rows, function=reconstruct, positions=positions, channels=channels)
-    with eval_mode(sae), _hooked_by_name(model, module, replace, io): yield model
+    def reconstruct(rows:Tensor, sources:Tensor) -> Tensor:
+        _check_width(module, sources.shape[1], sae)
+        return _reconstruct_rows(rows, sources, sae, error_term, edit)
+    def replace(x:Tensor) -> Tensor:
+        return _replace_rows(x, reconstruct, positions, channels, source[0])
+    with (eval_mode(sae), _input_of(model, module, sae, io) as source,
+          _hooked_by_name(model, module, replace, io)): yield model
 
 # %% ../../nbs/networks/03_splice.ipynb #splice19
 def _per_latent(
@@ -292,7 +314,7 @@ _REPLACED = 'spliced', 'zero_ablated', 'mean_ablated'
 def _fixed_row(model:nn.Module, module:str, row:Tensor, io:str, channels:int,
                positions:'Callable|None') -> Iterator[None]:
     "Replace the activations of a module by one row `(width,)` at all or some positions."
-    def fixed(rows:Tensor) -> Tensor:
+    def fixed(rows:Tensor, _:Tensor) -> Tensor:
         if row.shape != rows.shape[1:]:
             raise ValueError(f"mean must have shape ({rows.shape[1]},), as the activations of "
                              f"module {module!r}; got {tuple(row.shape)}")
