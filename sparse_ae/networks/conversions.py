@@ -66,6 +66,9 @@ def why_not_single_layer(
     if reason := why_not_native(model): return reason
     if model.hidden_dims: return f"it has the hidden layers {model.hidden_dims}"
     if model.batch_norm: return "it has batch normalisation"
+    if model.is_transcoder: return "it is a transcoder, whose outputs are not its inputs"
+    if model.scaling is not None and model.scaling.name == 'blocks':
+        return "its blocks have scales of their own"
     if isinstance(model.encoder, MatchingPursuit):
         return None if model.tied else "matching pursuit must be in a tied model"
     return None if isinstance(model.encoder, Linear) else f"its encoder is {model.encoder}"
