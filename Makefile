@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup demo test test-browser lab docs notebooks export readme hooks example bench \
-	clean
+.PHONY: help setup demo test test-browser test-interop lab docs notebooks export readme hooks \
+	example bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -28,6 +28,22 @@ test: setup      ## notebooks, then pytest
 
 test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/browser/screenshots
 	$(BIN)/python -m pytest -rs tests/browser
+
+# Other libraries, each in an environment of its own
+INTEROP = .interop
+PEERS = $(INTEROP)/sae_lens/.ready $(INTEROP)/dictionary_learning/.ready $(INTEROP)/sparsify/.ready
+
+test-interop: setup $(PEERS)  ## models of SAELens, dictionary_learning and sparsify, with them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop
+
+$(INTEROP)/sae_lens/.ready: PACKAGE = sae-lens==6.54.12
+$(INTEROP)/dictionary_learning/.ready: PACKAGE = dictionary-learning==0.1.0
+$(INTEROP)/sparsify/.ready: PACKAGE = eai-sparsify==1.3.3
+$(PEERS):
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 $(PACKAGE)
+	$(@D)/bin/python -m pip uninstall -q -y torchvision  # of another torch than the one above
+	touch $@
 
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -64,5 +80,5 @@ bench: setup     ## what training and the widgets cost, how good dictionaries ar
 	$(BIN)/python benchmarks/networks.py
 
 clean:           ## what can be made again
-	rm -rf $(VENV) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(INTEROP) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \
 	  tests/browser/screenshots

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CODE_ACTIVATIONS', 'ENCODERS', 'CodeActivation', 'precise', 'ReLU', 'Sigmoid', 'Identity', 'SoftThreshold',
-           'HardThreshold', 'JumpReLU', 'TopK', 'BatchTopK', 'frozen_running_stats', 'Gated', 'CodeEncoder', 'Linear',
-           'eval_mode', 'Unrolled', 'MatchingPursuit']
+           'HardThreshold', 'JumpReLU', 'TopK', 'AbsTopK', 'GroupMax', 'BatchTopK', 'frozen_running_stats', 'Gated',
+           'CodeEncoder', 'Linear', 'eval_mode', 'Unrolled', 'MatchingPursuit']
 
 # %% ../nbs/05_activations.ipynb #01200c1a
 import copy
@@ -96,6 +96,7 @@ class Identity(CodeActivation):
 # %% ../nbs/05_activations.ipynb #ada9ff25
 class _Threshold(CodeActivation):
     "Base class of activations with a threshold, fixed or learned for each latent."
+    log = True     # whether learned thresholds are stored as logarithms
     def __init__(self, threshold:float, learned:bool):
         super().__init__()
         self.learned = check_bool('learned', learned)
@@ -104,8 +105,9 @@ class _Threshold(CodeActivation):
 
     def build(self, latent_dim, **where):
         if self.learned:
-            start = torch.full((latent_dim,), math.log(self.threshold), **precise(where))
-            self.log_threshold = nn.Parameter(start)
+            start = math.log(self.threshold) if self.log else self.threshold
+            thresholds = nn.Parameter(torch.full((latent_dim,), start, **precise(where)))
+            setattr(self, 'log_threshold' if self.log else 'direct_threshold', thresholds)
         return self
 
     def magnitude_and_sign(self, pre:Tensor) -> tuple[Tensor, Tensor]:
@@ -115,14 +117,16 @@ class _Threshold(CodeActivation):
     @property
     def theta(self) -> 'Tensor|float':
         "Threshold: a number, or one number per latent."
-        return self.log_threshold.exp() if self.learned else self.threshold
+        if not self.learned: return self.threshold
+        return self.log_threshold.exp() if self.log else self.direct_threshold.clamp(min=0)
 
 # %% ../nbs/05_activations.ipynb #activa08
 @patch
 @torch.no_grad()
 def rescale(self:_Threshold, factor):
     self.threshold *= factor
-    if self.learned: self.log_threshold += math.log(factor)
+    if self.learned and self.log: self.log_threshold += math.log(factor)
+    elif self.learned: self.direct_threshold *= factor
 
 @patch
 @torch.no_grad()
@@ -207,7 +211,10 @@ class JumpReLU(HardThreshold):
         self,
         threshold:float=0.1,    # Initial value of the thresholds `theta`
         bandwidth:float=0.1,    # Width `epsilon` of the pseudo-gradient, in units of the code
-    ): super().__init__(threshold, True, bandwidth)
+        log:bool=True,          # Whether thresholds are stored as logarithms; `False`: as they are
+    ):
+        super().__init__(threshold, True, bandwidth)
+        self.log = check_bool('log', log)
 
     def magnitude_and_sign(self, pre): return pre, torch.ones_like(pre)
 
@@ -237,6 +244,43 @@ class TopK(_KSparse):
     def forward(self, pre):
         kept, latents = F.relu(pre).topk(self.k)
         return torch.zeros_like(pre).scatter(-1, latents, kept)
+
+# %% ../nbs/05_activations.ipynb #abstopk2
+class AbsTopK(_KSparse):
+    """The `k` entries of `u` of largest magnitude, with their sign.
+
+    Source: *AbsTopK: rethinking sparse autoencoders for bidirectional features*, 2025."""
+    name, vmappable, nonnegative = 'abs_topk', True, False
+    def __init__(
+        self,
+        k:int,    # Number of active latents per sample
+    ):
+        super().__init__()
+        self.k = check_int('k', k)
+
+    def forward(self, pre):
+        latents = pre.abs().topk(self.k).indices
+        return torch.zeros_like(pre).scatter(-1, latents, pre.gather(-1, latents))
+
+class GroupMax(_KSparse):
+    "The largest entry of `max(0, u)` in each of `k` groups of consecutive latents."
+    name, vmappable = 'group_max', True
+    def __init__(
+        self,
+        k:int,    # Number of groups, a divisor of `latent_dim`
+    ):
+        super().__init__()
+        self.k = check_int('k', k)
+
+    def build(self, latent_dim, **where):
+        if latent_dim % self.k:
+            raise ValueError(f"k must be a divisor of latent_dim={latent_dim}, got {self.k}")
+        return self
+
+    def forward(self, pre):
+        kept, latents = F.relu(pre).unflatten(-1, (self.k, -1)).max(-1, keepdim=True)
+        groups = torch.zeros_like(pre).unflatten(-1, (self.k, -1))
+        return groups.scatter(-1, latents, kept).flatten(-2)
 
 # %% ../nbs/05_activations.ipynb #3a8ccc69
 class BatchTopK(_KSparse):
@@ -334,7 +378,7 @@ class Gated(CodeActivation):
 
 # %% ../nbs/05_activations.ipynb #8f9efb0c
 CODE_ACTIVATIONS = {cls.name: cls for cls in (ReLU, Sigmoid, Identity, SoftThreshold, HardThreshold,
-                                              TopK, BatchTopK, JumpReLU, Gated)}
+                                              TopK, AbsTopK, GroupMax, BatchTopK, JumpReLU, Gated)}
 
 # %% ../nbs/05_activations.ipynb #15501233
 class CodeEncoder(Configurable):
@@ -412,7 +456,7 @@ def _gram_entries(gram:Tensor, j:Tensor) -> Tensor:
     return gram.flatten(-2).gather(-1, pairs.flatten(gram.ndim - 2)).view(pairs.shape)
 
 def _coefficients(pre:Tensor, system:Tensor, positive:Tensor) -> Tensor:
-    "Solution of equation (11), with gradients; 0 where no latent had a positive fit."
+    "Solution of equation (12), with gradients; 0 where no latent had a positive fit."
     dtype = torch.promote_types(pre.dtype, torch.float32)  # torch has no half-precision solver
     values = torch.linalg.solve_triangular(system.mT.to(dtype), pre[..., None].to(dtype),
                                            upper=False, unitriangular=True)

@@ -359,7 +359,7 @@ def parse_activation(text:str) -> 'str|dict':
     "Parse an activation: 'relu' for 'relu', {'name': 'topk', 'k': 8} for 'topk:8'."
     name, colon, k = text.partition(':')
     check_choice('activation', name, CODE_ACTIVATIONS)
-    if name not in ('topk', 'batch_topk'):
+    if name not in ('topk', 'abs_topk', 'group_max', 'batch_topk'):
         if colon: raise ValueError(f"activation must be {name}, without a number, got {text!r}")
         return name
     try: return {'name': name, 'k': int(k)}
@@ -479,7 +479,8 @@ def sparse_ae_train(
     tied:bool=False,              # Whether the decoder uses the transposed encoder weights
     # 64,32: widths; half: one layer, half-way; none: no hidden layer. Empty, here and below: preset
     hidden_dims:str='',
-    # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated, topk:8, batch_topk:8
+    # relu, sigmoid, identity, soft_threshold, hard_threshold, jumprelu, gated; with a number of
+    # active latents: topk:8, batch_topk:8, abs_topk:8, group_max:8
     activation:str='',
     decoder_norm:str='',          # Rows or columns of the decoder with norm 1: row, atom or none
     sparsity_type:str='',         # Penalty: kl, l1, hoyer, log, l0 (with jumprelu) or none

@@ -454,7 +454,7 @@ class SideBySideRows(Rows):
 def side_by_side(
     *data:Any,      # Data for `open_rows`, each with one row for each sample
 ) -> Rows:          # Shape `(n, columns)`
-    "Return the rows of several sources side by side. Raises `ValueError` for other numbers of rows."
+    "Return rows of several sources side by side. Raises `ValueError` unless they are as many."
     return SideBySideRows([open_rows(f'data[{k}]', rows) for k, rows in enumerate(data)])
 
 # %% ../nbs/04_data.ipynb #97a2d60f

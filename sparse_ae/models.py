@@ -65,7 +65,7 @@ def unit_block_norm(
     W:Tensor,                # Last decoder layer, shape `(..., output_dim, fan_in)`
     blocks:tuple[int, ...],  # Widths of the blocks of an output
 ) -> Tensor:                 # Matrix of the same shape
-    "Divide each atom by the sum of the norms of its blocks, equation (2a); zeros stay zeros."
+    "Divide each atom by the sum of the norms of its blocks, equation (3); zeros stay zeros."
     largest = W.detach().abs().amax(-2, keepdim=True)   # as in `unit_norm`
     W = W / largest.masked_fill(largest == 0, 1)
     total = block_norms(W, blocks).sum(-2, keepdim=True)
@@ -159,7 +159,8 @@ def _build(self:BaseSparseAutoencoder, activation:Any, encoder:Any, scaling:'str
     self._add_layers('encoder', widths, ('mat', 'bias'), where)
     widths = (*widths[:0:-1], self.output_dim)
     self._add_layers('decoder', widths, ('bias',) if self.tied else ('mat', 'bias'), where)
-    if self.skip: self.skip_mat = nn.Parameter(torch.zeros(self.output_dim, self.input_dim, **where))
+    if self.skip:
+        self.skip_mat = nn.Parameter(torch.zeros(self.output_dim, self.input_dim, **where))
 
 # %% ../nbs/00_models.ipynb #modeltg1
 @patch
@@ -451,7 +452,7 @@ def add_skip(
     y:Tensor,    # Decoded code, shape `(..., output_dim)`
     x:Tensor,    # Inputs, shape `(..., input_dim)`
 ) -> Tensor:     # Outputs, shape `(..., output_dim)`
-    "Add the linear map of the inputs, equation (1a), if the model has one."
+    "Add the linear map of the inputs, equation (4), if the model has one."
     if not self.skip: return y
     change = F.linear(self.to_scaled(x), self.skip_mat)
     if self.scaling is not None and not self.assumes_scaled:
@@ -484,7 +485,7 @@ def _normalize(self:BaseSparseAutoencoder, W:Tensor) -> Tensor:
 @patch
 def normalized_parameter(
     self:BaseSparseAutoencoder,
-) -> tuple[str, 'int|None']:  # Parameter name, and dimension of its unit norms (`None`: it has none)
+) -> tuple[str, 'int|None']:  # Parameter name, and dimension of its unit norms, if any
     "Return which parameter has unit norms, and along which dimension."
     dim = DECODER_NORMS.get(self.decoder_norm)
     name = 'encoder_mat_1' if self.tied else f'decoder_mat_{self.depth}'
@@ -1037,7 +1038,7 @@ def set_scaling(
 def fold_scaling(
     self:BaseSparseAutoencoder,
 ) -> BaseSparseAutoencoder:    # The model itself
-    """Move a scaling with one scale into biases and thresholds, equation (7); the model has none
+    """Move a scaling with one scale into biases and thresholds, equation (9); the model has none
     afterwards.
 
     Raises `ValueError` for a scale per column, a sigmoid code or batch normalisation."""

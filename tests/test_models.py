@@ -17,7 +17,8 @@ from sparse_ae.models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoen
                               TiedWeightSparseAutoencoder, as_autoencoder, linear_stack)
 
 CLASSES = [SparseAutoencoder, TiedWeightSparseAutoencoder]
-ACTIVATIONS = [{'name': name, 'k': 2} if 'topk' in name else name for name in CODE_ACTIVATIONS]
+ACTIVATIONS = [{'name': name, 'k': 3} if name in ('topk', 'abs_topk', 'group_max', 'batch_topk')
+               else name for name in CODE_ACTIVATIONS]
 ACTIVATIONS += [SoftThreshold(learned=True), HardThreshold(learned=True)]
 ENCODER_CONFIGS = [{'name': name, 'k': 2} if 'pursuit' in name else name for name in ENCODERS]
 

@@ -108,7 +108,8 @@ LAYERS = ('validation', 'scaling', 'losses activations data targets', 'models', 
           'measures', 'engines.triton_kernels', 'engines.dense', 'engines.sparse_codes',
           'engines.unrolled engines.cuda_graphs', 'engines.stacked',
           'lab.display lab.text lab.map', 'lab.dashboard lab.explorer', 'lab.widgets cli',
-          'networks.hooks', 'networks.store', 'networks.capture networks.splice', 'networks.cli')
+          'networks.hooks', 'networks.store', 'networks.capture networks.splice', 'networks.cli',
+          'networks.conversions', 'networks.format_files', 'networks.saelens', 'networks.formats')
 
 
 def imports(path):

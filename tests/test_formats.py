@@ -1,0 +1,477 @@
+"Files of other libraries: formulas by hand, round trips, damage, refusals. The libraries: tests/interop."
+import itertools
+import json
+import pickle
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from sparse_ae import SparseAutoencoder, TiedWeightSparseAutoencoder
+from sparse_ae.activations import MatchingPursuit
+from sparse_ae.networks.conversions import constant_norm_rows, from_model
+from sparse_ae.networks.formats import FORMATS, find_format, load, read_weights, save
+
+D, N = 6, 12
+DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
+VERSION = {'metadata': {'sae_lens_version': '6.40.1'}}
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+X = draw(100, D, seed=99)
+
+
+def matrices(dtype=torch.float64):
+    "Weights in the orientation of SAELens; the decoder has a row of zeros."
+    W_dec = draw(N, D, seed=3, dtype=dtype)
+    W_dec[4] = 0
+    return dict(W_enc=draw(D, N, seed=1, dtype=dtype), b_enc=draw(N, seed=2, dtype=dtype), W_dec=W_dec,
+                b_dec=draw(D, seed=4, dtype=dtype))
+
+
+def write_saelens(folder, config, tensors):
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder/'sae_weights.safetensors')
+    (folder/'cfg.json').write_text(json.dumps(dict(d_in=D, d_sae=N, dtype='float64') | config))
+
+
+def top_k(u, k, magnitude=lambda u: u):
+    chosen = np.argsort(-magnitude(u), axis=1)[:, :k]
+    z = np.zeros_like(u)
+    np.put_along_axis(z, chosen, np.take_along_axis(u, chosen, 1), 1)
+    return z
+
+
+def relu(u): return np.maximum(u, 0)
+
+
+def saelens_by_hand(architecture, w, x, subtracts, rescales):
+    "Code and reconstruction, in NumPy."
+    w, x = {name: t.numpy() for name, t in w.items()}, x.numpy()
+    product = (x - subtracts*w['b_dec']) @ w['W_enc']
+    norms = np.linalg.norm(w['W_dec'], axis=1) if rescales else np.ones(N)
+    if architecture == 'gated':
+        z = (product + w['b_gate'] > 0) * relu(np.exp(w['r_mag'])*product + w['b_mag'])
+        return z, z @ w['W_dec'] + w['b_dec']
+    u = (product + w['b_enc']) * norms
+    z = {'standard': relu, 'topk': lambda u: relu(top_k(u, 3)), 'abstopk': lambda u: top_k(u, 3, np.abs),
+         'jumprelu': lambda u: relu(u) * (u > w.get('threshold', 0)),
+         'batchtopk': lambda u: relu(u) * (u > w.get('topk_threshold', 0))}[architecture](u)
+    alive = norms > 0
+    return z, (z / np.where(alive, norms, 1)) @ w['W_dec'] + w['b_dec']
+
+
+@pytest.mark.parametrize('architecture,subtracts,rescales', [
+    (name, *flags) for name, flags in itertools.product(
+        ('standard', 'topk', 'abstopk', 'jumprelu', 'gated', 'batchtopk'),
+        itertools.product((True, False), (True, False)))
+    if not flags[1] or name.endswith('topk')])
+def test_saelens_against_numpy(architecture, subtracts, rescales, tmp_path):
+    w, config = matrices(), dict(architecture=architecture, apply_b_dec_to_input=subtracts, **VERSION)
+    if architecture == 'gated':
+        del w['b_enc']
+        w |= dict(b_gate=draw(N, seed=5), b_mag=draw(N, seed=6), r_mag=draw(N, seed=7))
+    if architecture == 'jumprelu':
+        w['threshold'] = torch.linspace(-1, 1, N).double()
+    if architecture == 'batchtopk': w['topk_threshold'] = torch.tensor(0.3).double()
+    if architecture.endswith('topk'): config |= dict(k=3, rescale_acts_by_decoder_norm=rescales)
+    write_saelens(tmp_path, config, w)
+    z, y = saelens_by_hand(architecture, w, X, subtracts, rescales)
+    model = load(tmp_path)
+    assert not model.training and model.dtype == torch.float64
+    assert_close(model.encode(X).detach().numpy(), z, atol=1e-12, rtol=1e-12)
+    assert_close(model(X).detach().numpy(), y, atol=1e-12, rtol=1e-12)
+    assert (z[:, 4] != 0).any() or rescales     # the latent whose atom is zero
+    single = load(tmp_path, dtype=torch.float32)
+    assert_close(single(X.float()).double().detach().numpy(), y, atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_with_fewer_than_k_positive(tmp_path):
+    w = matrices() | dict(b_enc=torch.full((N,), -9.).double())
+    w['b_enc'][0] = 9
+    write_saelens(tmp_path, dict(architecture='topk', k=3, apply_b_dec_to_input=False, **VERSION), w)
+    assert ((load(tmp_path).encode(0*X) != 0).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_thresholds_are_strict_and_exact(dtype, tmp_path):
+    w = {name: 0*t for name, t in matrices(dtype).items()}
+    threshold = (0.1 + torch.rand(N, generator=torch.Generator().manual_seed(0))).to(dtype)
+    threshold[:2] = torch.tensor([0., -1.])
+    above = threshold.nextafter(torch.full_like(threshold, 9))
+    name = str(dtype).removeprefix('torch.')
+    for pre, active in ((threshold, 0), (above, N - 1)):   # nextafter(-1) is below 0
+        write_saelens(tmp_path, dict(architecture='jumprelu', dtype=name, **VERSION),
+                      w | dict(b_enc=pre.clone(), threshold=threshold))
+        model = load(tmp_path)
+        assert model.dtype == dtype
+        assert (model.encode(X[:1].to(dtype)) != 0).sum() == active
+    np.savez(tmp_path/'p.npz', **{k: v.float().numpy() for k, v in w.items()} |
+             dict(b_enc=threshold.float().numpy(), threshold=threshold.float().numpy()))
+    assert (load(tmp_path/'p.npz').encode(X[:1].float()) != 0).sum() == 0
+
+
+@pytest.mark.parametrize('old', [
+    dict(architecture='standard'), dict(activation_fn_str='relu', hook_point='blocks.1.hook_resid_pre'),
+    dict(activation_fn='relu', normalize_activations=False, dtype='torch.float64'),
+    dict(normalize_activations=None, sae_lens_version='5.11.0')])
+def test_saelens_before_version_6(old, tmp_path):
+    w = matrices()
+    write_saelens(tmp_path, old, w)
+    assert_close(load(tmp_path).encode(X).detach().numpy(), saelens_by_hand('standard', w, X, True, False)[0])
+    write_saelens(tmp_path, old | VERSION, w)     # the version decides
+    if 'activation_fn' not in old: assert load(tmp_path).config()['activation'] == 'relu'
+
+
+def test_saelens_topk_before_version_6(tmp_path):
+    w, kwargs = matrices(), dict(activation_fn_kwargs={'k': 3})
+    for config in (dict(activation_fn_str='topk'), dict(activation_fn='topk', architecture='topk')):
+        write_saelens(tmp_path, config | kwargs, w)
+        assert_close(load(tmp_path).encode(X).detach().numpy(), saelens_by_hand('topk', w, X, True, False)[0])
+    write_saelens(tmp_path, dict(activation_fn_str='topk'), w)
+    with pytest.raises(ValueError, match='saelens: k in cfg.json is None'): load(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['scaling_factor', 'finetuning_scaling_factor'])
+def test_saelens_factors_of_the_atoms(name, tmp_path):
+    w, factors = matrices(), draw(N, seed=8)
+    write_saelens(tmp_path, {}, w | {name: torch.ones(N)})
+    z, y = saelens_by_hand('standard', w, X, True, False)
+    assert_close(load(tmp_path)(X).detach().numpy(), y)
+    write_saelens(tmp_path, dict(finetuning_scaling_factor=True), w | {name: factors})
+    assert_close(load(tmp_path)(X).detach().numpy(), (z*factors.numpy()) @ w['W_dec'].numpy() + w['b_dec'].numpy())
+    write_saelens(tmp_path, {}, w | {name: factors})
+    with pytest.raises(ValueError, match=f'saelens: {name} in sae_weights.safetensors is a tensor'):
+        load(tmp_path)
+
+
+def test_saelens_log_thresholds_and_batch_topk_metadata(tmp_path):
+    w, log_threshold = matrices(), draw(N, seed=9)
+    config = dict(architecture='jumprelu', **VERSION)
+    write_saelens(tmp_path, config, w | dict(log_threshold=log_threshold))
+    assert_close(load(tmp_path).activation.theta, log_threshold.exp())
+    trained = dict(architecture='jumprelu', metadata=dict(
+        VERSION['metadata'], training_architecture='batchtopk', training_architecture_details={'k': 3.}))
+    for threshold, k, kind in ((torch.full((N,), 0.5), 3, 'batch_topk'), (torch.full((N,), 0.), 3, 'jumprelu'),
+                               (torch.full((N,), 0.5), 2.5, 'jumprelu'), (torch.linspace(0, 1, N), 3, 'jumprelu')):
+        trained['metadata']['training_architecture_details']['k'] = k
+        write_saelens(tmp_path, trained, w | dict(threshold=threshold.double()))
+        model = load(tmp_path)
+        assert model.activation.name == kind
+        z = saelens_by_hand('jumprelu', w | dict(threshold=threshold), X, True, False)[0]
+        assert_close(model.encode(X).detach().numpy(), z)
+
+
+def test_saelens_scaled_inputs(tmp_path):
+    w, s = matrices(), 0.25
+    write_saelens(tmp_path, dict(normalize_activations='expected_average_only_in', **VERSION), w)
+    z, y = saelens_by_hand('standard', w, s*X, True, False)
+    with pytest.warns(UserWarning, match='does not hold the factor'): model = load(tmp_path)
+    assert_close(model(s*X).detach().numpy(), y)       # as SAELens loads a folder
+    model = load(tmp_path, input_scale=s)
+    assert_close(model.encode(X).detach().numpy(), z)
+    assert_close(model(X).detach().numpy(), y/s)
+    (tmp_path/'activation_scaler.json').write_text(json.dumps({'scaling_factor': s, 'has_whitening': False}))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert_close(load(tmp_path)(X).detach().numpy(), y/s)
+    (tmp_path/'activation_scaler.json').write_text(json.dumps({'scaling_factor': 'x'}))
+    with pytest.raises(ValueError, match='scaling_factor in activation_scaler.json'): load(tmp_path)
+
+
+def test_constant_norm_with_the_help_of_the_caller(tmp_path):
+    w = matrices()
+    write_saelens(tmp_path, dict(normalize_activations='constant_norm_rescale', **VERSION), w)
+    x, _, scale = constant_norm_rows(X)
+    y = saelens_by_hand('standard', w, x, True, False)[1]
+    assert_close((load(tmp_path, normalized_inputs=True)(x)*scale).detach(), torch.from_numpy(y)*scale)
+
+
+REFUSED = {   # changes of cfg.json -> part of the error
+    'transcoder': (dict(architecture='transcoder', d_out=D), "architecture in cfg.json is 'transcoder', but models of another"),
+    'temporal': (dict(architecture='temporal'), 'without attention to others'),
+    'unknown': (dict(architecture='new'), "architecture in cfg.json is 'new', but must be one of 'standard', 'topk'"),
+    'whitening': (dict(normalize_activations='covariance_whitening'), 'normalize_activations in cfg.json'),
+    'layer norm': (dict(normalize_activations='layer_norm'), 'decode would need'),
+    'pursuit': (dict(architecture='matching_pursuit'), 'residual_threshold in cfg.json is missing; must be 0'),
+    'width': (dict(d_in=7), 'd_in in cfg.json is 7, but the weights have 6'),
+    'latents': (dict(d_sae=7), 'd_sae in cfg.json is 7, but the weights have 12'),
+    'k': (dict(architecture='topk', k=13), 'k in cfg.json is 13, but must be a whole number from 1 to 12'),
+    'no k': (dict(architecture='topk', k=0), 'k in cfg.json is 0'),
+    'gate': (dict(architecture='gated'), 'b_gate in sae_weights.safetensors is missing'),
+    'threshold': (dict(architecture='jumprelu'), 'threshold in sae_weights.safetensors is missing'),
+    'dtype': (dict(dtype='int8'), "dtype in cfg.json is 'int8'"),
+    'flag': (dict(apply_b_dec_to_input='yes'), "apply_b_dec_to_input in cfg.json is 'yes'"),
+    'tanh': (dict(metadata={}, activation_fn_str='tanh-relu'), "activation_fn in cfg.json is 'tanh-relu'")}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_saelens_refusals(name, tmp_path):
+    changes, message = REFUSED[name]
+    write_saelens(tmp_path, VERSION | changes, matrices())
+    with pytest.raises(ValueError, match='^saelens: .*' + re.escape(message).replace('\\ ', ' ')): load(tmp_path)
+
+
+def random_model(kind, dtype=torch.float64, norm=None, scaling=None):
+    activation = {'name': kind, 'k': 3} if 'topk' in kind or kind == 'group_max' else kind
+    torch.manual_seed(0)
+    options = dict(dtype=dtype, hidden_dims=(), decoder_norm=norm)
+    if kind == 'pursuit': model = TiedWeightSparseAutoencoder(D, N, encoder=MatchingPursuit(3), **options)
+    else: model = SparseAutoencoder(D, N, activation=activation, scaling=scaling, **options)
+    with torch.no_grad():
+        for p in model.parameters(): p.copy_(0.4*torch.randn_like(p))
+        if kind == 'pursuit': model.encoder_bias_1.copy_(-model.encoder_weights()[0] @ model.decoder_bias_1)
+        if scaling: model.set_scaling(model.scaling.fit(3*X + 1))
+        if kind == 'batch_topk': model(X.to(dtype))
+    return model.eval()
+
+
+HELD = {'saelens': ('relu', 'topk', 'abs_topk', 'batch_topk', 'jumprelu', 'gated', 'pursuit'),
+        'dictionary_learning': ('relu', 'topk', 'batch_topk', 'jumprelu', 'gated'),
+        'sparsify': ('topk', 'group_max'), 'gemma_scope': ('relu', 'batch_topk', 'jumprelu')}
+KINDS = (*HELD['saelens'], 'group_max', 'sigmoid', 'identity', 'soft_threshold', 'hard_threshold')
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+@pytest.mark.parametrize('format,kind,dtype', [
+    (format, kind, dtype) for format in HELD for kind in KINDS for dtype in DTYPES])
+def test_round_trip_or_refusal(format, kind, dtype, tmp_path):
+    if kind not in HELD[format]:
+        with pytest.raises(ValueError, match=f'^{format}: activation must be .*, got '):
+            save(random_model(kind, dtype), tmp_path/'new', format)
+        return None if (tmp_path/'new').exists() is False else pytest.fail('a folder was made')
+    for norm, scaling in ((None, None), ('atom', None), ('row', 'columns'), (None, 'global')):
+        if kind == 'pursuit' and scaling: continue
+        model = random_model(kind, dtype, norm, scaling)
+        save(model, tmp_path, format)
+        again, x = load(tmp_path), (3*X + 1 if scaling else X).to(dtype)
+        assert again.dtype == (torch.float32 if format == 'gemma_scope' and dtype.itemsize < 4 else dtype)
+        if dtype.itemsize >= 4:
+            assert_close(again.encode(x), model.encode(x), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        wanted, y = model(x), again(x.to(again.dtype)).to(dtype)
+        assert_close(y, wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]) if dtype.itemsize > 2 else (
+            assert_close(again.decoder_weights()[0].to(dtype), from_model(model).decoder_mat.to(dtype)))
+        assert find_format(tmp_path)[0] == format
+
+
+@pytest.mark.parametrize('format', ['saelens', 'dictionary_learning'])
+@pytest.mark.parametrize('kind', ['jumprelu', 'batch_topk'])
+def test_thresholds_of_a_half_precision_model_are_written_exactly(format, kind, tmp_path):
+    model = random_model(kind, torch.bfloat16)
+    save(model, tmp_path, format)
+    again, name = load(tmp_path).activation, 'theta' if kind == 'jumprelu' else 'threshold'
+    assert torch.equal(getattr(again, name), getattr(model.activation, name))
+    assert again.num_batches_tracked > 0 if kind == 'batch_topk' else not again.log
+
+
+@pytest.mark.parametrize('format,kind', [(f, kind) for f in HELD for kind in HELD[f]])
+def test_surrounding_devices_and_modes_change_nothing(format, kind, tmp_path):
+    model = random_model(kind)
+    wanted = model(X).detach()
+    with torch.device('meta'), torch.inference_mode():
+        save(model, tmp_path, format)
+        again = load(tmp_path)
+    with torch.no_grad(): assert_close(again(X), wanted)
+
+
+def test_trained_further_and_saved_as_a_model_of_this_library(tmp_path):
+    model = random_model('batch_topk', torch.float32)
+    save(model, tmp_path/'theirs', metadata={'hook_name': 'blocks.3'})
+    assert read_weights(tmp_path/'theirs').metadata['hook_name'] == 'blocks.3'
+    again = load(tmp_path/'theirs')
+    assert again.config()['activation'] == model.config()['activation']
+    save(again, tmp_path/'own', 'sparse_ae')
+    own = load(tmp_path/'own')
+    assert torch.equal(own(X.float()), again(X.float()))
+    assert load(tmp_path/'own', dtype=torch.float64).dtype == torch.float64
+    save(own, tmp_path/'theirs', 'sparsify' if own.activation.name == 'topk' else 'dictionary_learning')
+    optimizer = torch.optim.Adam(again.train().parameters(), 1e-2)
+    losses = []
+    for _ in range(50):
+        losses.append((again(X.float()) - X.float()).square().mean())
+        optimizer.zero_grad(); losses[-1].backward(); optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+def test_deep_models_are_refused_and_own_ones_load(tmp_path):
+    deep = SparseAutoencoder(D, N)
+    with pytest.raises(ValueError, match='it has the hidden layers'): save(deep, tmp_path/'deep')
+    assert not (tmp_path/'deep').exists()
+    save(deep, tmp_path/'deep', 'sparse_ae')
+    assert torch.equal(load(tmp_path/'deep')(X.float()), deep(X.float()))
+    with pytest.raises(ValueError, match="format must be 'sparse_ae', 'saelens'"): save(deep, tmp_path, 'openai')
+    with pytest.raises(TypeError, match='metadata must be a dictionary'): save(deep, tmp_path, metadata=3)
+    model = random_model('pursuit')
+    with torch.no_grad(): model.encoder_bias_1 += 1
+    with pytest.raises(ValueError, match='must have the encoder bias'): save(model, tmp_path/'deep')
+
+
+def published(name, folder):
+    "A file of random weights in a format that is read only; its path, and code and reconstruction by hand."
+    w, x = matrices(torch.float32), X.float()
+    rows = lambda names: dict(zip(names, (w['W_enc'].T.contiguous(), w['b_enc'], w['W_dec'].T.contiguous(), w['b_dec'])))
+    linear = rows(('encoder.weight', 'encoder.bias', 'decoder.weight', 'decoder.bias'))
+    u, threshold, scale, path = x @ w['W_enc'] + w['b_enc'], torch.linspace(0.1, 1, N), 1., folder
+    if name == 'gemma_scope_2':
+        save_file({k.lower(): v for k, v in w.items()} | {'threshold': threshold}, folder/'params.safetensors')
+        (folder/'config.json').write_text(json.dumps({'architecture': 'jump_relu', 'hf_hook_point_in': 'a'}))
+        z = u * (u > threshold)
+    elif name == 'llama_scope':
+        (folder/'checkpoints').mkdir()
+        save_file(linear, folder/'checkpoints'/'final.safetensors')
+        (folder/'hyperparams.json').write_text(json.dumps({
+            'd_model': D, 'd_sae': N, 'jump_relu_threshold': 0.5, 'act_fn': 'jumprelu',
+            'dataset_average_activation_norm': {'in': 8.}, 'hook_point_in': 'a', 'hook_point_out': 'a'}))
+        scale = D**0.5 / 8
+        u = scale*x @ w['W_enc'] + w['b_enc']
+        z = u * (u > 0.5*scale)
+    elif name == 'llama_scope_r1':
+        save_file(linear | {'log_jumprelu_threshold': threshold.log()}, folder/'sae_weights.safetensors')
+        (folder/'config.json').write_text(json.dumps({'d_model': D, 'expansion_factor': 2}))
+        scale = 0.5
+        u = scale*x @ w['W_enc'] + w['b_enc']
+        z = u * (u > threshold)
+    elif name == 'qwen_scope':
+        path = folder/'SAE-W1K-L0_3'/'layer7.sae.pt'
+        path.parent.mkdir()
+        torch.save(rows(('W_enc', 'b_enc', 'W_dec', 'b_dec')), path)
+        z = torch.from_numpy(relu(top_k(u.numpy(), 3)))
+    elif name == 'goodfire':
+        path = folder/'layer50.pth'
+        torch.save({k.replace('.', '_linear.'): v for k, v in linear.items()}, path)
+        z = u.relu()
+    else:
+        path = folder/'6.pt'
+        torch.save(rows(('encoder.weight', 'latent_bias', 'decoder.weight', 'pre_bias')) | {
+            'stats_last_nonzero': torch.zeros(N, dtype=torch.long), 'activation': 'ReLU', 'activation_state_dict': {}}, path)
+        z = ((x - w['b_dec']) @ w['W_enc'] + w['b_enc']).relu()
+    return path, z, (z @ w['W_dec'] + w['b_dec'])/scale
+
+
+@pytest.mark.parametrize('name', ['gemma_scope_2', 'llama_scope', 'llama_scope_r1', 'qwen_scope', 'goodfire', 'openai'])
+def test_published_formats(name, tmp_path):
+    path, z, y = published(name, tmp_path)
+    assert find_format(path)[0] == name and FORMATS[name].write is None
+    model = load(path, input_scale=0.5 if name == 'llama_scope_r1' else None)
+    assert_close(model.encode(X.float()).detach(), z, atol=1e-5, rtol=1e-5)
+    assert_close(model(X.float()).detach(), y, atol=1e-5, rtol=1e-5)
+
+
+def test_files_of_a_folder_and_checkpoints(tmp_path):
+    save(random_model('relu'), tmp_path, 'dictionary_learning')
+    (tmp_path/'checkpoints').mkdir()
+    (tmp_path/'ae.pt').rename(tmp_path/'checkpoints'/'ae_100.pt')
+    wanted = random_model('relu')(X)
+    assert_close(load(tmp_path/'checkpoints'/'ae_100.pt')(X), wanted)
+    backup = {'step': 3, 'ae': torch.load(tmp_path/'checkpoints'/'ae_100.pt'), 'norm_factor': None}
+    torch.save(backup, tmp_path/'ae.pt')
+    assert_close(load(tmp_path)(X), wanted)
+    torch.save(backup | {'norm_factor': 2.}, tmp_path/'ae.pt')
+    with pytest.raises(ValueError, match='norm_factor in ae.pt is 2.0'): load(tmp_path)
+    save(random_model('relu'), tmp_path/'s')
+    for name in ('cfg.json', 'sae_weights.safetensors'): assert_close(load(tmp_path/'s'/name)(X), wanted)
+    save(random_model('jumprelu'), tmp_path/'g', 'gemma_scope')
+    (tmp_path/'g'/'params.npz').rename(tmp_path/'g'/'other.npz')
+    assert load(tmp_path/'g'/'other.npz').activation.name == 'jumprelu'
+
+
+def test_paths_that_hold_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match='must be a file or a folder'): load(tmp_path/'none')
+    with pytest.raises(FileNotFoundError, match='must be a file or a folder'): load(tmp_path/'none', 'saelens')
+    with pytest.raises(ValueError, match='holds a model of no known format, but nothing'): load(tmp_path)
+    (tmp_path/'cfg.json').write_text('{}')
+    with pytest.raises(FileNotFoundError, match='saelens: a model needs the file sae_weights.safetensors'):
+        load(tmp_path, 'saelens')
+    for bad in (tmp_path/'a.txt', tmp_path/'b.pt'):
+        torch.save({'w': torch.ones(2)}, bad)
+        with pytest.raises(ValueError, match='of no known format, but [ab]'): load(bad)
+    with pytest.raises(ValueError, match="format must be 'auto', 'sparse_ae'"): load(tmp_path, 'onnx')
+    with pytest.raises(TypeError, match='path must be a path, got 3'): load(3)
+    with pytest.raises(TypeError, match='k must be a whole number'): load(tmp_path, 'saelens', k='3')
+
+
+class Evil:
+    def __reduce__(self): return print, ('code was run',)
+
+
+@pytest.mark.parametrize('format', ['dictionary_learning', 'gemma_scope', 'openai'])
+def test_no_code_in_a_file_is_run(format, tmp_path, capsys):
+    path = tmp_path/{'dictionary_learning': 'ae.pt', 'gemma_scope': 'params.npz', 'openai': '3.pt'}[format]
+    if format == 'gemma_scope': np.savez(path, W_enc=np.array([Evil()], dtype=object))
+    else: torch.save({'pre_bias': Evil()}, path)
+    (tmp_path/'config.json').write_text(json.dumps({'trainer': {'dict_class': 'AutoEncoder'}}))
+    with pytest.raises(ValueError, match=f'{path.name} is not '): load(path)
+    path.write_bytes(pickle.dumps({'pre_bias': Evil()}))
+    with pytest.raises(ValueError, match=f'{path.name} is not '): load(path)
+    assert 'code was run' not in capsys.readouterr().out
+
+
+FILES = [(format, kinds[-1]) for format, kinds in HELD.items() if format != 'saelens'] + [
+    ('saelens', 'jumprelu'), ('saelens', 'gated'), ('saelens', 'batch_topk')]
+
+
+def loads_or_names_the_error(folder, format):
+    "A changed file is either a model or a `ValueError`."
+    try: model = load(folder, format)
+    except ValueError as error: assert str(error)
+    else: model(X.to(model.dtype))
+
+
+@pytest.mark.parametrize('format,kind', FILES)
+@given(seed=st.integers(0, 2**16))
+def test_damaged_files(format, kind, tmp_path_factory, seed):
+    folder, random = tmp_path_factory.mktemp('damaged'), np.random.default_rng(seed)
+    save(random_model(kind), folder, format)
+    for name in FORMATS[format].files:
+        path, whole = folder/name, (folder/name).read_bytes()
+        data = bytearray(whole[:random.integers(len(whole))] if seed % 2 else whole)
+        for place in random.integers(0, max(1, len(data)), 3): data[place:place+1] = random.bytes(1)
+        path.write_bytes(data)
+        loads_or_names_the_error(folder, format)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize('format,kind', FILES[:2] + FILES[3:])
+def test_other_values_in_a_configuration(format, kind, tmp_path):
+    save(random_model(kind), tmp_path, format)
+    path = tmp_path/FORMATS[format].files[0]
+    whole = json.loads(path.read_text())
+    owners = [lambda c: c] + [lambda c, key=key: c[key] for key in whole if isinstance(whole[key], dict)]
+    for owner in owners:
+        for key, value in itertools.product(owner(whole), (None, -1, 0, 2.5, 1e300, 'x', [], {}, True)):
+            changed = json.loads(json.dumps(whole))
+            owner(changed)[key] = value
+            path.write_text(json.dumps(changed))
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                loads_or_names_the_error(tmp_path, format)
+    for text in ('', '[]', '3', '{"a": '):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=path.name): load(tmp_path, format)
+
+
+@pytest.mark.parametrize('format,kind', FILES)
+def test_other_tensors(format, kind, tmp_path):
+    save(random_model(kind), tmp_path, format)
+    path = tmp_path/FORMATS[format].files[-1]
+    read = {'.safetensors': load_file, '.pt': torch.load, '.npz': lambda p: {
+        k: torch.from_numpy(v) for k, v in np.load(p).items()}}[path.suffix]
+    write = {'.safetensors': save_file, '.pt': torch.save, '.npz': lambda t, p: np.savez(p, **t)}[path.suffix]
+    whole = read(path)
+    for name, tensor in whole.items():
+        if not tensor.is_floating_point(): continue
+        for changed in (None, tensor[None], tensor.to(torch.int64), tensor*torch.nan, torch.zeros(0).double()):
+            write({k: v for k, v in (whole | {name: changed}).items() if v is not None}, path)
+            if changed is None and name == 'threshold' and format == 'dictionary_learning': continue
+            with pytest.raises(ValueError, match=f'{format}: {re.escape(name)} in {path.name}'): load(tmp_path)
+    write(whole | {'surplus': torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=f'{format}: surplus in {path.name} is a tensor'): load(tmp_path)
