@@ -18,28 +18,34 @@ from ..activations import (BatchTopK, CodeActivation, CodeEncoder, Gated, JumpRe
                                    MatchingPursuit)
 from ..models import (BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder, between_steps, why_not_native)
+from ..scaling import Scaling
 from ..validation import autocast_disabled
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver05
 @dataclass(frozen=True)
 class SingleLayer:
-    "Weights of a single-layer autoencoder, equation (1), in double precision."
+    "Weights of a single-layer autoencoder or transcoder, equation (1), in double precision."
     encoder_mat:Tensor                       # `W_e`, shape `(latent_dim, input_dim)`
     encoder_bias:Tensor                      # `b_e`, shape `(latent_dim,)`
-    decoder_mat:Tensor                       # `D`, shape `(input_dim, latent_dim)`
-    decoder_bias:Tensor                      # `b_d`, shape `(input_dim,)`
+    decoder_mat:Tensor                       # `D`, shape `(output_dim, latent_dim)`
+    decoder_bias:Tensor                      # `b_d`, shape `(output_dim,)`
     activation:CodeActivation                # Code activation `f`, without parameters
     state:dict[str, Tensor] = field(default_factory=dict)       # Its parameters and buffers
     encoder:CodeEncoder = field(default_factory=Linear)         # Code encoder
     tied:bool = False                        # Whether `W_e` is the transpose of `D`
     dtype:torch.dtype = torch.float32        # Dtype of the model or file
     metadata:dict[str, Any] = field(default_factory=dict)       # Origin of the data, as in the file
+    transcoder:bool = False                  # Whether targets are another tensor than inputs
+    skip_mat:'Tensor|None' = None            # `S`, shape `(output_dim, input_dim)`; `None`: no skip
 
     @property
     def input_dim(self) -> int: return self.encoder_mat.shape[1]
 
     @property
     def latent_dim(self) -> int: return self.encoder_mat.shape[0]
+
+    @property
+    def output_dim(self) -> int: return self.decoder_mat.shape[0]
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver07
 @torch.no_grad()
@@ -50,10 +56,12 @@ def to_model(
 ) -> BaseSparseAutoencoder:                  # The model, in eval mode
     "Make a model with these weights."
     cls = TiedWeightSparseAutoencoder if layer.tied else SparseAutoencoder
+    output_dim, skip = layer.output_dim if layer.transcoder else None, layer.skip_mat is not None
     model = cls(layer.input_dim, layer.latent_dim, device, dtype or layer.dtype, hidden_dims=(),
-                activation=layer.activation, encoder=layer.encoder, decoder_norm=None)
+                activation=layer.activation, encoder=layer.encoder, decoder_norm=None,
+                output_dim=output_dim, skip=skip)
     values = dict(encoder_mat_1=layer.encoder_mat, encoder_bias_1=layer.encoder_bias,
-                  decoder_mat_1=layer.decoder_mat, decoder_bias_1=layer.decoder_bias,
+                  decoder_mat_1=layer.decoder_mat, decoder_bias_1=layer.decoder_bias, skip_mat=layer.skip_mat,
                   **{f'activation.{name}': value for name, value in layer.state.items()})
     for name, stored in model.state_dict().items(): stored.copy_(values[name])
     return model.eval()
@@ -66,7 +74,6 @@ def why_not_single_layer(
     if reason := why_not_native(model): return reason
     if model.hidden_dims: return f"it has the hidden layers {model.hidden_dims}"
     if model.batch_norm: return "it has batch normalisation"
-    if model.is_transcoder: return "it is a transcoder, whose outputs are not its inputs"
     if model.scaling is not None and model.scaling.name == 'blocks':
         return "its blocks have scales of their own"
     if isinstance(model.encoder, MatchingPursuit):
@@ -90,9 +97,15 @@ def from_model(
         wide(model.encoder_weights()[0]), wide(model.encoder_bias_1),
         wide(model.decoder_weights()[0]), wide(model.decoder_bias_1), activation,
         {name: wide(value) for name, value in state.items()}, model.encoder, model.tied,
-        model.dtype)
-    if model.scaling is None: return layer
-    return fold_scaling(layer, wide(model.scaling.shift), wide(model.scaling.scale))
+        model.dtype, {}, model.is_transcoder, wide(model.skip_mat) if model.skip else None)
+    return layer if model.scaling is None else _fold_own_scaling(layer, model.scaling)
+
+def _fold_own_scaling(layer:SingleLayer, scaling:Scaling) -> SingleLayer:
+    "Fold a scaling, whose last columns are those of the targets of a transcoder."
+    shift, scale = (t.detach().to('cpu', torch.float64) for t in (scaling.shift, scaling.scale))
+    if not layer.transcoder: return fold_scaling(layer, shift, scale)
+    inputs, targets = slice(layer.input_dim), slice(-layer.output_dim, None)
+    return fold_scaling(layer, shift[inputs], scale[inputs], shift[targets], scale[targets])
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver10
 def jumprelu_parts(
@@ -155,18 +168,31 @@ def scale_atoms(
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver23
 def fold_scaling(
-    layer:SingleLayer,       # Weights of a model of scaled inputs
+    layer:SingleLayer,       # Weights of a model of scaled data
     shift:'Tensor|float',    # `mu` in the unit of the data, shape `(input_dim,)` or a number
     scale:'Tensor|float',    # `sigma`, shape `(input_dim,)`, `(1,)` or a number
-) -> SingleLayer:            # Weights of a model of unscaled inputs, with the same code
-    "Move a scaling of the inputs into the weights, equations (5) and (6)."
-    ones = torch.ones_like(layer.decoder_bias)
+    target_shift:'Tensor|float|None'=None,  # `nu`, shape `(output_dim,)`, or a number; `None`: `mu`
+    target_scale:'Tensor|float|None'=None,  # `tau`, the same shapes or `(1,)`; `None`: `sigma`
+) -> SingleLayer:            # Weights of a model of unscaled data, with the same code
+    """Move a scaling of inputs and targets into the weights, equations (5) and (6).
+
+    Raises `ValueError` for a transcoder without the scaling of its targets."""
+    if target_shift is None or target_scale is None:
+        if layer.transcoder:
+            raise ValueError("target_shift and target_scale must be given for a transcoder, whose "
+                             "targets have a unit of their own; got None")
+        target_shift, target_scale = shift, scale
+    ones, target_ones = torch.ones_like(layer.encoder_mat[0]), torch.ones_like(layer.decoder_bias)
     shift, scale = shift * ones, scale * ones
+    target_scale = target_scale * target_ones
     encoder_mat = layer.encoder_mat / scale
-    return replace(layer, encoder_mat=encoder_mat,
+    decoder_bias, skip_mat = target_scale * layer.decoder_bias + target_shift, layer.skip_mat
+    if skip_mat is not None:
+        skip_mat = target_scale[:, None] * skip_mat / scale
+        decoder_bias = decoder_bias - skip_mat @ shift
+    return replace(layer, encoder_mat=encoder_mat, skip_mat=skip_mat, decoder_bias=decoder_bias,
                    encoder_bias=layer.encoder_bias - encoder_mat @ shift,
-                   decoder_mat=scale[:, None] * layer.decoder_mat,
-                   decoder_bias=scale * layer.decoder_bias + shift)
+                   decoder_mat=target_scale[:, None] * layer.decoder_mat)
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver26
 def gated_parts(
