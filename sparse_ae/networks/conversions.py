@@ -61,7 +61,8 @@ def to_model(
                 activation=layer.activation, encoder=layer.encoder, decoder_norm=None,
                 output_dim=output_dim, skip=skip)
     values = dict(encoder_mat_1=layer.encoder_mat, encoder_bias_1=layer.encoder_bias,
-                  decoder_mat_1=layer.decoder_mat, decoder_bias_1=layer.decoder_bias, skip_mat=layer.skip_mat,
+                  decoder_mat_1=layer.decoder_mat, decoder_bias_1=layer.decoder_bias,
+                  skip_mat=layer.skip_mat,
                   **{f'activation.{name}': value for name, value in layer.state.items()})
     for name, stored in model.state_dict().items(): stored.copy_(values[name])
     return model.eval()

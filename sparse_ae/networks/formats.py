@@ -11,6 +11,7 @@ __all__ = ['FORMATS', 'read_dictionary_learning', 'write_dictionary_learning', '
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +22,14 @@ from ..activations import (AbsTopK, BatchTopK, CodeActivation, Gated, GroupMax, 
                                    JumpReLU, ReLU, TopK)
 from ..io import CONFIG, WEIGHTS, atomic_write
 from ..models import BaseSparseAutoencoder
-from .conversions import (SingleLayer, batch_topk_parts, fold_decoder_bias,
-                                            from_model, gate_biases, gated_parts, jumprelu_parts,
-                                            to_model, unfold_decoder_bias)
-from .format_files import (PER_SAMPLE, READERS, TRANSCODER, FileContents,
-                                             ReadOptions, autoencoder_tensors, fold_input_scale,
-                                             refuse_model, thresholds, write_json, write_tensors)
+from .conversions import (SingleLayer, batch_topk_parts, decoder_norms,
+                                            fold_decoder_bias, fold_scaling, from_model,
+                                            gate_biases, gated_parts, jumprelu_parts, to_model,
+                                            unfold_decoder_bias)
+from .format_files import (PER_SAMPLE, READERS, FileContents, ReadOptions,
+                                             autoencoder_tensors, fold_input_scale, refuse_model,
+                                             refuse_transcoder, thresholds, write_json,
+                                             write_tensors)
 from .saelens import read_saelens, write_saelens
 from ..validation import (as_path, check_bool, check_choice, check_int, check_positive,
                                   make_folder)
@@ -92,6 +95,7 @@ def write_dictionary_learning(
     metadata:dict,           # Entries of `trainer` in `config.json`
 ) -> None:
     "Write a model of dictionary_learning."
+    refuse_transcoder(_DL, layer)
     activation, centred = layer.activation, unfold_decoder_bias(layer)
     dict_class = {ReLU: 'AutoEncoderNew', TopK: 'AutoEncoderTopK', BatchTopK: 'BatchTopKSAE',
                   JumpReLU: 'JumpReluAutoEncoder', Gated: 'GatedAutoEncoder'}.get(type(activation))
@@ -120,6 +124,14 @@ def write_dictionary_learning(
 _SPARSIFY = 'sparsify'
 _SPARSIFY_NAMES = ('encoder.weight', 'encoder.bias', 'W_dec', 'b_dec')
 
+def _sparsify_activation(config:FileContents, n:int) -> CodeActivation:
+    kind = config.choice('activation', ('topk', 'groupmax'), 'topk')
+    k = config.whole_number('k', 32, n)
+    signed = config.choice('signed', (True, False), False)
+    if signed and kind == 'groupmax': config.refuse('signed', "group-max has no signed form here")
+    if kind == 'groupmax' and n % k: config.refuse('k', f"must be a divisor of {n} latents")
+    return (GroupMax if kind == 'groupmax' else AbsTopK if signed else TopK)(k)
+
 def read_sparsify(
     path:Path,               # Folder
     options:ReadOptions,     # Facts that the file does not hold
@@ -127,22 +139,20 @@ def read_sparsify(
     "Read a model of sparsify."
     config, file = (FileContents(_SPARSIFY, path/'cfg.json'),
                     FileContents(_SPARSIFY, path/'sae.safetensors'))
-    for key in ('transcode', 'skip_connection'):
-        if config.get(key): config.refuse(key, TRANSCODER)
+    transcodes, skips = (config.choice(key, (True, False), False)
+                         for key in ('transcode', 'skip_connection'))
     tensors = autoencoder_tensors(file, _SPARSIFY_NAMES, True, False)
     n, d = tensors['encoder_mat'].shape
+    tensors |= dict(transcoder=transcodes or skips, skip_mat=file.tensor('W_skip', d, d) if skips
+                    else None)
     if config.whole_number('d_in', d) != d: config.refuse('d_in', f"the weights have {d}")
     if config.get('num_latents', 0) not in (0, n):
         config.refuse('num_latents', f"the weights have {n}")
     file.check_all_taken()
-    kind = config.choice('activation', ('topk', 'groupmax'), 'topk')
-    k = config.whole_number('k', 32, n)
-    signed = config.choice('signed', (True, False), False)
-    if signed and kind == 'groupmax': config.refuse('signed', "group-max has no signed form here")
-    if kind == 'groupmax' and n % k: config.refuse('k', f"must be a divisor of {n} latents")
-    cls = GroupMax if kind == 'groupmax' else AbsTopK if signed else TopK
-    return fold_decoder_bias(SingleLayer(**tensors, activation=cls(k)))
+    layer = SingleLayer(**tensors, activation=_sparsify_activation(config, n))
+    return layer if transcodes else fold_decoder_bias(layer)
 
+# %% ../../nbs/networks/08_formats.ipynb #format43
 def write_sparsify(
     layer:SingleLayer,       # Weights
     folder:Path,             # Created if it does not exist
@@ -152,12 +162,18 @@ def write_sparsify(
     kind = {TopK: 'topk', GroupMax: 'groupmax'}.get(type(layer.activation))
     if kind is None or layer.encoder.name != 'linear':
         refuse_model(_SPARSIFY, layer, 'topk or group_max')
-    source = unfold_decoder_bias(layer)
+    if layer.output_dim != layer.input_dim:
+        raise ValueError(f"{_SPARSIFY}: output_dim must be input_dim={layer.input_dim}, since the "
+                         f"format has one width, got {layer.output_dim}")
+    source = layer if layer.transcoder else unfold_decoder_bias(layer)
     values = source.encoder_mat, source.encoder_bias, source.decoder_mat.mT, source.decoder_bias
-    write_tensors(folder/'sae.safetensors', dict(zip(_SPARSIFY_NAMES, values)), layer.dtype)
+    tensors, skips = dict(zip(_SPARSIFY_NAMES, values)), layer.skip_mat is not None
+    if skips: tensors['W_skip'] = layer.skip_mat
+    write_tensors(folder/'sae.safetensors', tensors, layer.dtype)
     write_json(folder/'cfg.json', metadata | dict(
         activation=kind, k=layer.activation.k, d_in=layer.input_dim, num_latents=layer.latent_dim,
-        normalize_decoder=False, multi_topk=False, skip_connection=False, transcode=False))
+        normalize_decoder=False, multi_topk=False, skip_connection=skips,
+        transcode=layer.transcoder))
 
 # %% ../../nbs/networks/08_formats.ipynb #format29
 def read_openai(path:Path, options:ReadOptions) -> SingleLayer:
@@ -185,23 +201,30 @@ def read_gemma_scope(path:Path, options:ReadOptions) -> SingleLayer:
     file = FileContents('gemma_scope', _find(path, 'params.npz'))
     return _read_thresholds(file, ('W_enc', 'b_enc', 'W_dec', 'b_dec'), options)
 
+# %% ../../nbs/networks/08_formats.ipynb #format30
 def read_gemma_scope_2(path:Path, options:ReadOptions) -> SingleLayer:
     "Read a model of Gemma Scope 2."
     file = FileContents('gemma_scope_2', _find(path, 'params.safetensors'))
-    if 'affine_skip_connection' in file.values: file.refuse('affine_skip_connection', TRANSCODER)
-    config = file.path.with_name('config.json')
+    config, transcoder = file.path.with_name('config.json'), options.transcoder
+    if getattr(file.values.get('w_dec'), 'ndim', 2) == 3:
+        file.refuse('w_dec', "a transcoder here has one target, not one for each layer")
     if config.is_file():
         config = FileContents('gemma_scope_2', config)
         config.choice('architecture', ('jump_relu',), 'jump_relu')
-        if config.get('hf_hook_point_out') not in (None, config.get('hf_hook_point_in')):
-            config.refuse('hf_hook_point_out', TRANSCODER)
-    return _read_thresholds(file, ('w_enc', 'b_enc', 'w_dec', 'b_dec'), options)
+        transcoder |= config.get('hf_hook_point_out') not in (None, config.get('hf_hook_point_in'))
+    names = 'w_enc', 'b_enc', 'w_dec', 'b_dec'
+    return _read_thresholds(file, names, options._replace(transcoder=transcoder))
 
-# %% ../../nbs/networks/08_formats.ipynb #format30
 def _read_thresholds(file:FileContents, names:tuple, options:ReadOptions) -> SingleLayer:
     "Read a JumpReLU model whose encoder has the input in its rows."
     if 'w_enc' in file.values: names = tuple(name.lower() for name in names)
-    tensors = autoencoder_tensors(file, names, False, False)
+    skips, shapes = 'affine_skip_connection' in file.values, [
+        getattr(file.values.get(names[i]), 'shape', ()) for i in (0, 2)]
+    transcoder = options.transcoder or skips or shapes[0][:1] != shapes[1][1:]
+    tensors = autoencoder_tensors(file, names, False, False, transcoder)
+    if skips:
+        widths = tensors['encoder_mat'].shape[1], len(tensors['decoder_bias'])
+        tensors['skip_mat'] = file.tensor('affine_skip_connection', *widths).mT
     threshold = file.tensor('threshold', len(tensors['encoder_bias']), finite=False)
     file.check_all_taken()
     activation, state = jumprelu_parts(threshold)
@@ -211,6 +234,7 @@ def _read_thresholds(file:FileContents, names:tuple, options:ReadOptions) -> Sin
 
 def write_gemma_scope(layer:SingleLayer, folder:Path, metadata:dict) -> None:
     "Write a model of Gemma Scope, which has no configuration."
+    refuse_transcoder('gemma_scope', layer)
     threshold = thresholds(layer) if layer.encoder.name == 'linear' else None
     if threshold is None: refuse_model('gemma_scope', layer, 'relu, batch_topk or jumprelu')
     arrays = dict(W_enc=layer.encoder_mat.mT, b_enc=layer.encoder_bias, W_dec=layer.decoder_mat.mT,
@@ -223,28 +247,40 @@ def write_gemma_scope(layer:SingleLayer, folder:Path, metadata:dict) -> None:
 # %% ../../nbs/networks/08_formats.ipynb #format31
 _LINEAR = ('encoder.weight', 'encoder.bias', 'decoder.weight', 'decoder.bias')
 
+def _llama_scope_factors(config:FileContents, d:int, transcoder:bool) -> tuple[float, float]:
+    "Factors of inputs and targets, which give both the mean norm `sqrt(d)`."
+    config.choice('norm_activation', ('dataset-wise',), 'dataset-wise')
+    norms = FileContents('llama_scope', config.path,
+                         config.object('dataset_average_activation_norm'))
+    keys = ('in', 'out') if transcoder else ('in', 'in')
+    for key in keys:
+        if norms.positive(key) is None:
+            norms.refuse(key, "dataset_average_activation_norm must have it")
+    return tuple(d**0.5 / norms.positive(key) for key in keys)
+
 def read_llama_scope(path:Path, options:ReadOptions) -> SingleLayer:
     "Read a model of Llama Scope."
     config = FileContents('llama_scope', path/'hyperparams.json')
     file = FileContents('llama_scope', path/'checkpoints'/'final.safetensors')
     config.choice('act_fn', ('jumprelu',), 'jumprelu')
-    if config.get('hook_point_out') not in (None, config.get('hook_point_in')):
-        config.refuse('hook_point_out', TRANSCODER)
+    transcoder = config.get('hook_point_out') not in (None, config.get('hook_point_in'))
     if config.get('use_glu_encoder'): config.refuse('use_glu_encoder', "no model here has that")
-    norms = FileContents('llama_scope', config.path,
-                         config.object('dataset_average_activation_norm'))
-    norm, level = norms.positive('in'), config.positive('jump_relu_threshold')
-    if norm is None: norms.refuse('in', "dataset_average_activation_norm must have it")
+    level = config.positive('jump_relu_threshold')
     if level is None: config.refuse('jump_relu_threshold', "must be a number above 0")
-    tensors = autoencoder_tensors(file, _LINEAR, True, True)
+    tensors = autoencoder_tensors(file, _LINEAR, True, True) | dict(transcoder=transcoder)
     file.check_all_taken()
-    n, d = tensors['encoder_mat'].shape
-    scale = d**0.5 / norm
-    activation, state = jumprelu_parts(torch.full_like(tensors['encoder_bias'], level*scale))
-    layer = SingleLayer(**tensors, activation=activation, state=state, metadata=config.values)
+    scale, target_scale = _llama_scope_factors(config, tensors['encoder_mat'].shape[1], transcoder)
+    layer = SingleLayer(**tensors, activation=ReLU(), metadata=config.values)
+    threshold = torch.full_like(layer.encoder_bias, level*scale)
+    if config.choice('sparsity_include_decoder_norm', (True, False), True):
+        threshold = level*target_scale / decoder_norms(layer)
+    activation, state = jumprelu_parts(threshold)
+    layer = replace(layer, activation=activation, state=state)
     if config.choice('apply_decoder_bias_to_pre_encoder', (True, False), False):
+        if transcoder: config.refuse('apply_decoder_bias_to_pre_encoder', "must be False for a "
+                                     "transcoder, whose decoder bias is in the unit of its targets")
         layer = fold_decoder_bias(layer)
-    return fold_input_scale(layer, scale, 'llama_scope')
+    return fold_scaling(layer, 0., 1/scale, 0., 1/target_scale)
 
 # %% ../../nbs/networks/08_formats.ipynb #format32
 def read_llama_scope_r1(path:Path, options:ReadOptions) -> SingleLayer:
@@ -343,12 +379,14 @@ def read_weights(
     k:'int|None'=None,                  # Active latents per sample, where the file does not hold it
     input_scale:'float|None'=None,      # Factor of the inputs in training, where the file lacks it
     normalized_inputs:bool=False,       # Whether inputs will be normalised one by one
+    transcoder:bool=False,              # Whether targets are not the inputs, if the file lacks it
 ) -> SingleLayer:                       # Weights in the notation of this library, and metadata
     "Read a model of any format. Raises `ValueError` for one that a model here cannot compute."
     check_choice('format', format, ('auto', *FORMATS))
     options = ReadOptions(None if k is None else check_int('k', k),
                           input_scale and check_positive('input_scale', input_scale),
-                          check_bool('normalized_inputs', normalized_inputs))
+                          check_bool('normalized_inputs', normalized_inputs),
+                          check_bool('transcoder', transcoder))
     if format == 'auto': format, path = find_format(path)
     path = as_path('path', path)
     if not path.exists(): raise FileNotFoundError(f"path must be a file or a folder, got {path}")
@@ -356,6 +394,7 @@ def read_weights(
         path = path.parent
     return FORMATS[format].read(path, options)
 
+# %% ../../nbs/networks/08_formats.ipynb #format45
 def load(
     path:'str|Path',                    # Folder or file
     format:str='auto',                  # Name of the format; `'auto'`: it is recognised
@@ -365,6 +404,7 @@ def load(
     k:'int|None'=None,                  # Active latents per sample, where the file does not hold it
     input_scale:'float|None'=None,      # Factor of the inputs in training, where the file lacks it
     normalized_inputs:bool=False,       # Whether inputs will be normalised one by one
+    transcoder:bool=False,              # Whether targets are not the inputs, if the file lacks it
 ) -> BaseSparseAutoencoder:             # The model, in eval mode
     """Load a model of any format.
 
@@ -376,7 +416,7 @@ def load(
         model = BaseSparseAutoencoder.from_pretrained(path, device)
         return model.to(dtype) if dtype else model
     layer = read_weights(path, format, k=k, input_scale=input_scale,
-                         normalized_inputs=normalized_inputs)
+                         normalized_inputs=normalized_inputs, transcoder=transcoder)
     return to_model(layer, dtype, device)
 
 # %% ../../nbs/networks/08_formats.ipynb #format37

@@ -18,7 +18,7 @@ from .conversions import (SingleLayer, batch_topk_parts, decoder_norms,
                                             fold_decoder_bias, gate_biases, gated_parts,
                                             jumprelu_parts, scale_atoms, scale_latents,
                                             unfold_decoder_bias)
-from .format_files import (PER_SAMPLE, TRANSCODER, FileContents, ReadOptions,
+from .format_files import (PER_SAMPLE, FileContents, ReadOptions,
                                              autoencoder_tensors, fold_input_scale, refuse_model,
                                              thresholds, write_json, write_tensors)
 
@@ -76,13 +76,13 @@ def _saelens_batch_topk(
 
 _SAELENS_ACTIVATIONS = {    # architecture -> activation and its state
     'standard': lambda config, file, n: (ReLU(), {}),
+    **dict.fromkeys(('transcoder', 'skip_transcoder'), lambda config, file, n: (ReLU(), {})),
+    **dict.fromkeys(('jumprelu_transcoder', 'jumprelu_skip_transcoder'), _saelens_jumprelu),
     'topk': lambda config, file, n: (TopK(config.whole_number('k', 100, n)), {}),
     'abstopk': lambda config, file, n: (AbsTopK(config.whole_number('k', 100, n)), {}),
     'jumprelu': _saelens_jumprelu, 'gated': _saelens_gated,
     'batchtopk': _saelens_batch_topk, 'matryoshka_batchtopk': _saelens_batch_topk}
 _SAELENS_REFUSED = {
-    **dict.fromkeys(('transcoder', 'skip_transcoder', 'jumprelu_transcoder',
-                     'jumprelu_skip_transcoder'), TRANSCODER),
     'temporal': "a model here encodes each sample on its own, without attention to others"}
 
 # %% ../../nbs/networks/07_saelens.ipynb #format15
@@ -102,15 +102,34 @@ def _saelens_normalized(layer:SingleLayer, config:FileContents, options:ReadOpti
     "Apply `normalize_activations`."
     kind = config.choice('normalize_activations', (
         'none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale'), 'none')
-    if kind in ('layer_norm', 'constant_norm_rescale') and not options.normalized_inputs:
+    per_sample = kind in ('layer_norm', 'constant_norm_rescale')
+    if per_sample and layer.skip_mat is not None:
+        config.refuse('normalize_activations', "the skip of a model here takes the same inputs as "
+                      "the encoder, and that of the file takes inputs before normalisation")
+    if per_sample and not options.normalized_inputs:
         config.refuse('normalize_activations', PER_SAMPLE)
     if kind != 'expected_average_only_in': return layer
+    if layer.transcoder:
+        config.refuse('normalize_activations', "the targets of a transcoder have a factor of their "
+                      "own, which the file does not hold")
     factor, scaler = options.input_scale, config.path.with_name('activation_scaler.json')
     if factor is None and scaler.is_file():
         factor = FileContents(_SAELENS, scaler).positive('scaling_factor')
     return fold_input_scale(layer, factor, _SAELENS)
 
 # %% ../../nbs/networks/07_saelens.ipynb #format17
+def _saelens_layer(architecture:str, config:FileContents, file:FileContents) -> SingleLayer:
+    "Weights of a model with an encoder, as they are in the file."
+    bias = 'b_gate' if architecture == 'gated' else 'b_enc'
+    tensors = autoencoder_tensors(file, ('W_enc', bias, 'W_dec', 'b_dec'), False, False,
+                                  'transcoder' in architecture)
+    n, d = tensors['encoder_mat'].shape
+    if 'skip' in architecture:
+        tensors['skip_mat'] = file.tensor('W_skip', len(tensors['decoder_bias']), d)
+    activation, state = _SAELENS_ACTIVATIONS[architecture](config, file, n)
+    layer = SingleLayer(**tensors, activation=activation, state=state)
+    return _saelens_factors(layer, config, file)
+
 def _saelens_factors(layer:SingleLayer, config:FileContents, file:FileContents) -> SingleLayer:
     "Apply the factors of the atoms of old files; factors that are all 1 do nothing."
     name = next((name for name in ('finetuning_scaling_factor', 'scaling_factor')
@@ -140,16 +159,15 @@ def read_saelens(
     subtracts = config.choice('apply_b_dec_to_input', (True, False), True)
     rescales = config.choice('rescale_acts_by_decoder_norm', (True, False), False)
     if architecture == 'matching_pursuit': layer = _saelens_pursuit(config, file)
-    else:
-        bias = 'b_gate' if architecture == 'gated' else 'b_enc'
-        tensors = autoencoder_tensors(file, ('W_enc', bias, 'W_dec', 'b_dec'), False, False)
-        n = len(tensors['encoder_bias'])
-        activation, state = _SAELENS_ACTIVATIONS[architecture](config, file, n)
-        layer = _saelens_factors(SingleLayer(**tensors, activation=activation, state=state), config,
-                                 file)
-    for key, size in (('d_in', layer.input_dim), ('d_sae', layer.latent_dim)):
+    else: layer = _saelens_layer(architecture, config, file)
+    widths = dict(d_in=layer.input_dim, d_sae=layer.latent_dim)
+    if layer.transcoder: widths['d_out'] = layer.output_dim
+    for key, size in widths.items():
         if config.whole_number(key, size) != size: config.refuse(key, f"the weights have {size}")
     file.check_all_taken()
+    if subtracts and layer.transcoder:
+        config.refuse('apply_b_dec_to_input', "must be False for a transcoder, whose decoder bias "
+                      "is in the unit of its targets")
     if subtracts: layer = fold_decoder_bias(layer)
     if rescales and 'topk' in architecture: layer = scale_latents(layer, decoder_norms(layer))
     dtype = str(config.get('dtype', 'float32')).removeprefix('torch.')
@@ -162,6 +180,7 @@ def _saelens_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
     "Architecture, its own keys of the configuration, and its own tensors."
     activation = layer.activation
     if isinstance(layer.encoder, MatchingPursuit): return _saelens_pursuit_parts(layer)
+    if layer.transcoder: return _saelens_transcoder_parts(layer)
     if isinstance(activation, Gated):
         gate, magnitude = gate_biases(layer)
         return 'gated', {}, dict(b_gate=gate, b_mag=magnitude, r_mag=layer.state['log_scale'])
@@ -172,6 +191,16 @@ def _saelens_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
     if thresholds(layer) is None:
         refuse_model(_SAELENS, layer, 'relu, topk, abs_topk, batch_topk, jumprelu or gated')
     return 'jumprelu', {}, dict(bias, threshold=thresholds(layer))
+
+def _saelens_transcoder_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
+    "The same for a transcoder with or without a skip."
+    if thresholds(layer) is None:
+        refuse_model(_SAELENS, layer, 'relu, batch_topk or jumprelu for a transcoder')
+    name, tensors = 'transcoder', dict(b_enc=layer.encoder_bias)
+    if layer.skip_mat is not None: name, tensors['W_skip'] = f'skip_{name}', layer.skip_mat
+    if not isinstance(layer.activation, ReLU):
+        name, tensors['threshold'] = f'jumprelu_{name}', thresholds(layer)
+    return name, dict(d_out=layer.output_dim), tensors
 
 def _saelens_pursuit_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
     "The same for matching pursuit, whose encoder bias must be that of centred inputs or 0."
