@@ -197,7 +197,13 @@ def test_constant_norm_with_the_help_of_the_caller(tmp_path):
 
 
 REFUSED = {   # changes of cfg.json -> part of the error
-    'transcoder': (dict(architecture='transcoder', d_out=D), "architecture in cfg.json is 'transcoder', but models of another"),
+    'transcoder': (dict(architecture='transcoder', d_out=D), 'apply_b_dec_to_input in cfg.json is missing; must be False for a transcoder'),
+    'transcoder with a bias': (dict(architecture='transcoder', apply_b_dec_to_input=True), 'apply_b_dec_to_input in cfg.json is True, but'),
+    'output width': (dict(architecture='transcoder', d_out=7), 'd_out in cfg.json is 7, but the weights have 6'),
+    'no skip': (dict(architecture='skip_transcoder'), 'W_skip in sae_weights.safetensors is missing'),
+    'no threshold': (dict(architecture='jumprelu_transcoder'), 'threshold in sae_weights.safetensors is missing'),
+    'factor of targets': (dict(architecture='transcoder', apply_b_dec_to_input=False,
+                               normalize_activations='expected_average_only_in'), 'targets of a transcoder have a factor of their'),
     'temporal': (dict(architecture='temporal'), 'without attention to others'),
     'unknown': (dict(architecture='new'), "architecture in cfg.json is 'new', but must be one of 'standard', 'topk'"),
     'whitening': (dict(normalize_activations='covariance_whitening'), 'normalize_activations in cfg.json'),
@@ -315,6 +321,14 @@ def test_deep_models_are_refused_and_own_ones_load(tmp_path):
     with pytest.raises(ValueError, match='must have the encoder bias'): save(model, tmp_path/'deep')
 
 
+def write_llama_scope(folder, linear, **keys):
+    (folder/'checkpoints').mkdir(exist_ok=True)
+    save_file(linear, folder/'checkpoints'/'final.safetensors')
+    (folder/'hyperparams.json').write_text(json.dumps({
+        'd_model': D, 'd_sae': N, 'jump_relu_threshold': 0.5, 'act_fn': 'jumprelu', 'norm_activation': 'dataset-wise',
+        'dataset_average_activation_norm': {'in': 8.}, 'hook_point_in': 'a', 'hook_point_out': 'a'} | keys))
+
+
 def published(name, folder):
     "A file of random weights in a format that is read only; its path, and code and reconstruction by hand."
     w, x = matrices(torch.float32), X.float()
@@ -326,14 +340,10 @@ def published(name, folder):
         (folder/'config.json').write_text(json.dumps({'architecture': 'jump_relu', 'hf_hook_point_in': 'a'}))
         z = u * (u > threshold)
     elif name == 'llama_scope':
-        (folder/'checkpoints').mkdir()
-        save_file(linear, folder/'checkpoints'/'final.safetensors')
-        (folder/'hyperparams.json').write_text(json.dumps({
-            'd_model': D, 'd_sae': N, 'jump_relu_threshold': 0.5, 'act_fn': 'jumprelu',
-            'dataset_average_activation_norm': {'in': 8.}, 'hook_point_in': 'a', 'hook_point_out': 'a'}))
+        write_llama_scope(folder, linear)
         scale = D**0.5 / 8
         u = scale*x @ w['W_enc'] + w['b_enc']
-        z = u * (u > 0.5*scale)
+        z = u * (u * w['W_dec'].norm(dim=1) > 0.5*scale)
     elif name == 'llama_scope_r1':
         save_file(linear | {'log_jumprelu_threshold': threshold.log()}, folder/'sae_weights.safetensors')
         (folder/'config.json').write_text(json.dumps({'d_model': D, 'expansion_factor': 2}))
@@ -364,6 +374,209 @@ def test_published_formats(name, tmp_path):
     model = load(path, input_scale=0.5 if name == 'llama_scope_r1' else None)
     assert_close(model.encode(X.float()).detach(), z, atol=1e-5, rtol=1e-5)
     assert_close(model(X.float()).detach(), y, atol=1e-5, rtol=1e-5)
+
+
+OUT = 4
+
+
+def transcoder_tensors(width=OUT, dtype=torch.float64):
+    "Weights in the orientation of SAELens, with thresholds and a skip; one atom is zero."
+    W_dec = draw(N, width, seed=13, dtype=dtype)
+    W_dec[4] = 0
+    return matrices(dtype) | dict(W_dec=W_dec, b_dec=draw(width, seed=14, dtype=dtype), W_skip=draw(width, D, seed=15, dtype=dtype),
+                                  threshold=torch.linspace(-0.5, 1, N).to(dtype))
+
+
+def transcoder_by_hand(w, activation, skip, x=X):
+    "Code and outputs, in NumPy; no bias is subtracted."
+    w, x = {name: t.double().numpy() for name, t in w.items()}, x.numpy()
+    z = activation(x @ w['W_enc'] + w['b_enc'])
+    return z, z @ w['W_dec'] + w['b_dec'] + (x @ w['W_skip'].T if skip else 0)
+
+
+def jump(w): return lambda u: relu(u) * (u > w['threshold'].numpy())
+
+
+def check_transcoder(path, z, y, skip, **options):
+    model = load(path, **options)
+    assert (model.is_transcoder, model.output_dim, model.skip) == (True, y.shape[1], skip)
+    assert_close(model.encode(X).detach().numpy(), z, atol=1e-12, rtol=1e-12)
+    assert_close(model(X).detach().numpy(), y, atol=1e-12, rtol=1e-12)
+    return model
+
+
+def kept(w, *left_out): return {name: t for name, t in w.items() if name not in left_out}
+
+
+@pytest.mark.parametrize('width', [OUT, D])
+@pytest.mark.parametrize('architecture', ['transcoder', 'skip_transcoder', 'jumprelu_transcoder', 'jumprelu_skip_transcoder'])
+def test_transcoders_of_saelens(architecture, width, tmp_path):
+    w, skip, jumps = transcoder_tensors(width), 'skip' in architecture, 'jumprelu' in architecture
+    tensors = kept(w, *([] if skip else ['W_skip']), *([] if jumps else ['threshold']))
+    write_saelens(tmp_path, dict(architecture=architecture, d_out=width, apply_b_dec_to_input=False, **VERSION), tensors)
+    z, y = transcoder_by_hand(w, jump(w) if jumps else relu, skip)
+    check_transcoder(tmp_path, z, y, skip)
+    single = load(tmp_path, dtype=torch.float32)
+    assert_close(single(X.float()).double().detach().numpy(), y, atol=1e-5, rtol=1e-5)
+    again = tmp_path/'again'
+    save(load(tmp_path), again, metadata={'hook_name_out': 'blocks.0.hook_mlp_out'})
+    check_transcoder(again, z, y, skip)
+    config, written = json.loads((again/'cfg.json').read_text()), load_file(again/'sae_weights.safetensors')
+    assert (config['architecture'], config['d_out'], config['apply_b_dec_to_input']) == (architecture, width, False)
+    assert config['metadata']['hook_name_out'] == 'blocks.0.hook_mlp_out' and written.keys() == tensors.keys()
+    for name in tensors: assert torch.equal(written[name], tensors[name]), name
+
+
+def test_normalisation_of_inputs_of_a_transcoder(tmp_path):
+    w = kept(transcoder_tensors(), 'threshold')
+    config = dict(apply_b_dec_to_input=False, normalize_activations='constant_norm_rescale', d_out=OUT, **VERSION)
+    write_saelens(tmp_path, dict(architecture='transcoder', **config), kept(w, 'W_skip'))
+    x = constant_norm_rows(X)[0]
+    y = transcoder_by_hand(w, relu, False, x)[1]     # outputs are in their own unit
+    assert_close(load(tmp_path, normalized_inputs=True)(x).detach().numpy(), y, atol=1e-12, rtol=1e-12)
+    with pytest.raises(ValueError, match='a code does not hold'): load(tmp_path)
+    write_saelens(tmp_path, dict(architecture='skip_transcoder', **config), w)
+    with pytest.raises(ValueError, match='takes inputs before normalisation'): load(tmp_path, normalized_inputs=True)
+
+
+@pytest.mark.parametrize('transcodes,skips', [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize('activation', ['topk', 'groupmax', 'signed'])
+def test_transcoders_of_sparsify(activation, transcodes, skips, tmp_path):
+    w = transcoder_tensors(D)
+    tensors = {'encoder.weight': w['W_enc'].T.contiguous(), 'encoder.bias': w['b_enc'], 'W_dec': w['W_dec'], 'b_dec': w['b_dec']}
+    if skips: tensors['W_skip'] = w['W_skip']
+    save_file(tensors, tmp_path/'sae.safetensors')
+    config = dict(d_in=D, num_latents=N, k=3, transcode=transcodes, skip_connection=skips)
+    config |= dict(signed=True) if activation == 'signed' else dict(activation=activation)
+    (tmp_path/'cfg.json').write_text(json.dumps(config))
+    def group_max(u):
+        groups = relu(u).reshape(-1, 3, N//3)
+        return (groups * (groups == groups.max(2, keepdims=True))).reshape(u.shape)
+    chosen = {'topk': lambda u: relu(top_k(u, 3)), 'groupmax': group_max, 'signed': lambda u: top_k(u, 3, np.abs)}[activation]
+    centred = w if transcodes else w | dict(b_enc=w['b_enc'] - w['b_dec'] @ w['W_enc'])    # of the encoder, not of the skip
+    z, y = transcoder_by_hand(centred, chosen, skips)
+    check_transcoder(tmp_path, z, y, skips)
+    if activation == 'signed': return
+    save(load(tmp_path), tmp_path/'again', 'sparsify')
+    check_transcoder(tmp_path/'again', z, y, skips)
+    again = json.loads((tmp_path/'again'/'cfg.json').read_text())
+    assert (again['transcode'], again['skip_connection']) == (True, skips)
+    for key, value in (('transcode', 'yes'), ('skip_connection', 1)):
+        (tmp_path/'cfg.json').write_text(json.dumps(config | {key: value}))
+        with pytest.raises(ValueError, match=f'sparsify: {key} in cfg.json is'): load(tmp_path)
+    (tmp_path/'cfg.json').write_text(json.dumps(config | dict(skip_connection=not skips)))
+    with pytest.raises(ValueError, match='sparsify: W_skip in sae.safetensors is'): load(tmp_path)
+
+
+@pytest.mark.parametrize('width', [OUT, D])
+@pytest.mark.parametrize('skip', [True, False])
+def test_transcoders_of_gemma_scope_2(skip, width, tmp_path):
+    w = transcoder_tensors(width)
+    tensors = {name.lower(): t for name, t in kept(w, 'W_skip').items()}
+    if skip: tensors['affine_skip_connection'] = w['W_skip'].T.contiguous()     # the input is in the rows
+    save_file(tensors, tmp_path/'params.safetensors')
+    z, y = transcoder_by_hand(w, jump(w), skip)
+    config = {'architecture': 'jump_relu', 'hf_hook_point_in': 'a', 'hf_hook_point_out': 'b', 'affine_connection': skip}
+    (tmp_path/'config.json').write_text(json.dumps(config))
+    check_transcoder(tmp_path, z, y, skip)
+    with pytest.raises(ValueError, match='gemma_scope_2: input_scale must be None for a transcoder'): load(tmp_path, input_scale=2.)
+    (tmp_path/'config.json').unlink()
+    check_transcoder(tmp_path, z, y, skip, transcoder=True)
+    assert load(tmp_path).is_transcoder == (skip or width != D)
+    save_file(tensors | {'w_dec': tensors['w_dec'][:, None]}, tmp_path/'params.safetensors')
+    with pytest.raises(ValueError, match='w_dec in params.safetensors is .* one target'): load(tmp_path)
+    save_file(tensors | {'affine_skip_connection': w['W_skip'][None]}, tmp_path/'params.safetensors')
+    with pytest.raises(ValueError, match='affine_skip_connection in params.safetensors is'): load(tmp_path)
+
+
+def test_transcoders_of_gemma_scope(tmp_path):
+    for width in (OUT, D):
+        w = kept(transcoder_tensors(width), 'W_skip')
+        np.savez(tmp_path/'params.npz', **{name: t.numpy() for name, t in w.items()})
+        check_transcoder(tmp_path, *transcoder_by_hand(w, jump(w), False), False, transcoder=True)
+        assert load(tmp_path).is_transcoder == (width != D)
+
+
+@pytest.mark.parametrize('unit', [True, False])
+def test_transcoders_of_llama_scope(unit, tmp_path):
+    "As the programs of its authors: fold both factors, normalise the decoder, compare with the threshold."
+    w = transcoder_tensors(D)
+    linear = {'encoder.weight': w['W_enc'].T.contiguous(), 'encoder.bias': w['b_enc'],
+              'decoder.weight': w['W_dec'].T.contiguous(), 'decoder.bias': w['b_dec']}
+    keys = dict(hook_point_out='b', dataset_average_activation_norm={'in': 8., 'out': 3.}, sparsity_include_decoder_norm=unit)
+    write_llama_scope(tmp_path, linear, **keys)
+    s_in, s_out = D**0.5/8, D**0.5/3
+    decoder, bias = w['W_dec'].numpy()*s_in/s_out, w['b_enc'].numpy()/s_in
+    norms = np.linalg.norm(decoder, axis=1) if unit else np.ones(N)
+    u = (X.numpy() @ w['W_enc'].numpy() + bias) * norms
+    z = u * (u > 0.5) / np.where(norms > 0, norms, 1)
+    check_transcoder(tmp_path, s_in*z, z @ decoder + w['b_dec'].numpy()/s_out, False)
+    for change, message in ((dict(dataset_average_activation_norm={'in': 8.}), 'out in hyperparams.json is missing'),
+                            (dict(apply_decoder_bias_to_pre_encoder=True), 'must be False for a transcoder'),
+                            (dict(norm_activation='token-wise'), "norm_activation in hyperparams.json is 'token-wise'"),
+                            (dict(sparsity_include_decoder_norm=2), 'sparsity_include_decoder_norm in')):
+        write_llama_scope(tmp_path, linear, **(keys | change))
+        with pytest.raises(ValueError, match=message): load(tmp_path)
+
+
+def random_transcoder(kind, width=OUT, skip=True, dtype=torch.float64, norm=None, scaling=None):
+    torch.manual_seed(0)
+    model = SparseAutoencoder(D, N, activation={'name': kind, 'k': 3} if 'topk' in kind or kind == 'group_max' else kind, skip=skip,
+                              dtype=dtype, hidden_dims=(), decoder_norm=norm, output_dim=width, scaling=scaling)
+    with torch.no_grad():
+        for p in model.parameters(): p.copy_(0.4*torch.randn_like(p))
+        if scaling: model.set_scaling(model.scaling.fit(torch.cat([3*X + 1, 9*X[:, :width] - 4], 1)))
+        if kind == 'batch_topk': model(X.to(dtype))
+    return model.eval()
+
+
+TRANSCODERS = {'saelens': ('relu', 'batch_topk', 'jumprelu'), 'sparsify': ('topk', 'group_max'), 'dictionary_learning': (),
+               'gemma_scope': ()}
+
+
+@pytest.mark.parametrize('format,kind,skip,dtype', [
+    (format, kind, skip, dtype) for format in TRANSCODERS for kind in KINDS if kind != 'pursuit'
+    for skip in (True, False) for dtype in DTYPES[:3]])
+def test_round_trip_or_refusal_of_transcoders(format, kind, skip, dtype, tmp_path):
+    width = D if format == 'sparsify' else OUT
+    if kind not in TRANSCODERS[format]:
+        with pytest.raises(ValueError, match=f'^{format}: (activation|output_dim) must be .*, got '):
+            save(random_transcoder(kind, width, skip, dtype), tmp_path/'new', format)
+        return None if (tmp_path/'new').exists() is False else pytest.fail('a folder was made')
+    for norm, scaling in ((None, None), ('atom', None), ('row', 'columns'), (None, 'global')):
+        model = random_transcoder(kind, width, skip, dtype, norm, scaling)
+        save(model, tmp_path, format)
+        again, x = load(tmp_path), (3*X + 1 if scaling else X).to(dtype)
+        assert (again.dtype, again.output_dim, again.skip) == (dtype, width, skip)
+        if dtype.itemsize >= 4:
+            assert_close(again.encode(x), model.encode(x), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+            assert_close(again(x), model(x), atol=10*TOLERANCE[dtype], rtol=10*TOLERANCE[dtype])
+        elif skip: assert_close(again.skip_mat, from_model(model).skip_mat.to(dtype))
+        assert find_format(tmp_path)[0] == format
+
+
+def test_widths_that_sparsify_cannot_hold(tmp_path):
+    with pytest.raises(ValueError, match='sparsify: output_dim must be input_dim=6, .*, got 4'):
+        save(random_transcoder('topk'), tmp_path/'new', 'sparsify')
+    assert not (tmp_path/'new').exists()
+
+
+def test_damaged_and_changed_transcoders(tmp_path):
+    for format, kind, width in (('saelens', 'jumprelu', OUT), ('sparsify', 'topk', D)):
+        folder = tmp_path/format
+        save(random_transcoder(kind, width), folder, format)
+        config, weights = (folder/name for name in FORMATS[format].files)
+        whole, tensors = json.loads(config.read_text()), load_file(weights)
+        for key, value in itertools.product(whole, (None, -1, 0, 2.5, 1e300, 'x', [], {}, True)):
+            config.write_text(json.dumps(whole | {key: value}))
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                loads_or_names_the_error(folder, format)
+        config.write_text(json.dumps(whole))
+        for name, tensor in tensors.items():
+            for changed in (None, tensor[None], tensor.to(torch.int64), tensor*torch.nan, tensor[1:], torch.zeros(0).double()):
+                save_file({k: v for k, v in (tensors | {name: changed}).items() if v is not None}, weights)
+                with pytest.raises(ValueError, match=f'{format}: .* in {weights.name}'): load(folder)
 
 
 def test_files_of_a_folder_and_checkpoints(tmp_path):

@@ -76,12 +76,12 @@ def _saelens_batch_topk(
 
 _SAELENS_ACTIVATIONS = {    # architecture -> activation and its state
     'standard': lambda config, file, n: (ReLU(), {}),
-    **dict.fromkeys(('transcoder', 'skip_transcoder'), lambda config, file, n: (ReLU(), {})),
-    **dict.fromkeys(('jumprelu_transcoder', 'jumprelu_skip_transcoder'), _saelens_jumprelu),
     'topk': lambda config, file, n: (TopK(config.whole_number('k', 100, n)), {}),
     'abstopk': lambda config, file, n: (AbsTopK(config.whole_number('k', 100, n)), {}),
     'jumprelu': _saelens_jumprelu, 'gated': _saelens_gated,
-    'batchtopk': _saelens_batch_topk, 'matryoshka_batchtopk': _saelens_batch_topk}
+    'batchtopk': _saelens_batch_topk, 'matryoshka_batchtopk': _saelens_batch_topk,
+    **dict.fromkeys(('transcoder', 'skip_transcoder'), lambda config, file, n: (ReLU(), {})),
+    **dict.fromkeys(('jumprelu_transcoder', 'jumprelu_skip_transcoder'), _saelens_jumprelu),}
 _SAELENS_REFUSED = {
     'temporal': "a model here encodes each sample on its own, without attention to others"}
 

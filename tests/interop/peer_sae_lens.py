@@ -11,8 +11,11 @@ from sae_lens import (SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, Gat
                       TopKSAEConfig)
 from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE, MatchingPursuitSAEConfig
-from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
+from sae_lens.saes.transcoder import (JumpReLUSkipTranscoder, JumpReLUSkipTranscoderConfig,
+                                      JumpReLUTranscoder, JumpReLUTranscoderConfig, SkipTranscoder,
+                                      SkipTranscoderConfig, Transcoder, TranscoderConfig)
 
+NARROW = 4     # output width of transcoders
 SHAPE = dict(d_in=WIDTH, d_sae=LATENTS)
 CASES = {   # name -> class, class of the configuration, its keys
     **{f'{name}{"" if subtracts else "-uncentred"}': (
@@ -35,8 +38,15 @@ CASES = {   # name -> class, class of the configuration, its keys
     'refused-constant_norm': (StandardSAE, StandardSAEConfig,
                               dict(normalize_activations='constant_norm_rescale')),
     'refused-pursuit-stops': (MatchingPursuitSAE, MatchingPursuitSAEConfig, {}),
-    'refused-transcoder': (Transcoder, TranscoderConfig,
-                           dict(d_out=WIDTH, apply_b_dec_to_input=False)),
+    **{name: (cls, config, dict(d_out=NARROW, apply_b_dec_to_input=False)) for name, cls, config in (
+        ('transcoder', Transcoder, TranscoderConfig),
+        ('transcoder-skip', SkipTranscoder, SkipTranscoderConfig),
+        ('transcoder-jumprelu', JumpReLUTranscoder, JumpReLUTranscoderConfig),
+        ('transcoder-jumprelu-skip', JumpReLUSkipTranscoder, JumpReLUSkipTranscoderConfig))},
+    'transcoder-square-skip': (SkipTranscoder, SkipTranscoderConfig,
+                               dict(d_out=WIDTH, apply_b_dec_to_input=False)),
+    'refused-transcoder-layer_norm': (SkipTranscoder, SkipTranscoderConfig, dict(
+        d_out=NARROW, apply_b_dec_to_input=False, normalize_activations='layer_norm')),
 }
 BATCH = {'batchtopk': (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {}),
          'matryoshka': (MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig,

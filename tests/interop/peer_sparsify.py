@@ -7,7 +7,10 @@ from sparsify.config import SparseCoderConfig
 CASES = {'topk': {}, 'topk-free': dict(normalize_decoder=False),
          'groupmax': dict(activation='groupmax'),
          'topk-expansion': dict(num_latents=0, expansion_factor=2),
-         'refused-skip': dict(skip_connection=True), 'refused-transcoder': dict(transcode=True)}
+         'skip': dict(skip_connection=True), 'transcoder': dict(transcode=True),
+         'transcoder-skip': dict(transcode=True, skip_connection=True),
+         'transcoder-groupmax-skip': dict(transcode=True, skip_connection=True,
+                                          activation='groupmax')}
 
 
 def write_all(folder):

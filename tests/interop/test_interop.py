@@ -20,6 +20,8 @@ PEERS = {'sae_lens': 'saelens', 'dictionary_learning': 'dictionary_learning', 's
 K = 3
 CLOSE = dict(atol=1e-5, rtol=1e-5)
 KINDS = ('relu', 'topk', 'abs_topk', 'group_max', 'batch_topk', 'jumprelu', 'gated', 'pursuit')
+TRANSCODERS = tuple(f'{kind}-{form}' for kind in ('relu', 'jumprelu', 'batch_topk', 'topk', 'group_max')
+                    for form in ('transcoder', 'skip', 'narrow-skip'))
 LARGEST = {}   # (from, to, architecture) -> largest difference of codes and of reconstructions
 
 
@@ -73,23 +75,30 @@ def test_their_models_here(peer, written):
             with pytest.raises(ValueError, match=f'^{PEERS[peer]}: .* but '): load(path)
             continue
         model, wanted = load(path), load_file(folder/f'{path.name}.safetensors')
-        z = model.encode(x.to(model.dtype))
-        compare((peer, 'ours', path.name), z.detach(), model.decode(z).detach(), wanted)
+        assert model.is_transcoder == ('transcoder' in path.name or path.name == 'skip')
+        x_here = x.to(model.dtype)
+        compare((peer, 'ours', path.name), model.encode(x_here).detach(), model(x_here).detach(),
+                wanted)
 
 
 def random_model(kind):
+    kind, _, form = kind.partition('-')
+    options = dict(output_dim=4 if 'narrow' in form else 6, skip='skip' in form) if form else {}
     activation = {'name': kind, 'k': K} if 'topk' in kind or kind == 'group_max' else kind
     if kind == 'pursuit':
         model = TiedWeightSparseAutoencoder(6, 12, hidden_dims=(), decoder_norm='atom',
                                             encoder=MatchingPursuit(K))
     else: model = SparseAutoencoder(6, 12, hidden_dims=(), activation=activation,
-                                    decoder_norm='atom', scaling='columns')
+                                    decoder_norm='atom', scaling='columns', **options)
     with torch.no_grad():
         for p in model.parameters(): p.copy_(0.4*torch.randn_like(p))
         if kind == 'jumprelu': model.activation.log_threshold.sub_(1)
         if kind == 'pursuit':
             model.encoder_bias_1.copy_(-model.encoder_weights()[0] @ model.decoder_bias_1)
-        else: model.set_scaling(model.scaling.fit(2*torch.randn(50, 6) + torch.arange(6)))
+        else:
+            data = 2*torch.randn(50, 6) + torch.arange(6)
+            if form: data = torch.cat([data, 5*data[:, :model.output_dim].sin() - 2], 1)
+            model.set_scaling(model.scaling.fit(data))
         model(torch.randn(64, 6))
     return model.eval()
 
@@ -100,14 +109,17 @@ def test_our_models_there(peer, tmp_path):
     torch.manual_seed(1)
     x, models, refused = 2*torch.randn(200, 6) + torch.arange(6), {}, []
     save_file({'x': x}, tmp_path/'inputs.safetensors')
-    for kind in KINDS:
+    for kind in (*KINDS, *TRANSCODERS):
         model = random_model(kind)
         try: save(model, tmp_path/kind, PEERS[peer])
         except ValueError: refused.append(kind)
         else: models[kind] = model
+    held = {'sae_lens': ('relu', 'batch_topk', 'jumprelu'), 'dictionary_learning': (),
+            'sparsify': ('topk', 'group_max')}[peer]      # activations of transcoders
     assert refused == {'sae_lens': ['group_max'],
                        'dictionary_learning': ['abs_topk', 'group_max', 'pursuit'],
-                       'sparsify': [k for k in KINDS if k not in ('topk', 'group_max')]}[peer]
+                       'sparsify': [k for k in KINDS if k not in ('topk', 'group_max')]}[peer] + [
+        k for k in TRANSCODERS if k.split('-')[0] not in held or 'narrow' in k and peer == 'sparsify']
     run_peer(peer, 'run', tmp_path)
     for kind, model in models.items():
         with torch.no_grad(): wanted = dict(z=model.encode(x), y=model(x))
