@@ -424,7 +424,7 @@ def test_transcoders_of_saelens(architecture, width, tmp_path):
     config, written = json.loads((again/'cfg.json').read_text()), load_file(again/'sae_weights.safetensors')
     assert (config['architecture'], config['d_out'], config['apply_b_dec_to_input']) == (architecture, width, False)
     assert config['metadata']['hook_name_out'] == 'blocks.0.hook_mlp_out' and written.keys() == tensors.keys()
-    for name in tensors: assert torch.equal(written[name], tensors[name]), name
+    for name in tensors: assert torch.equal(written[name], tensors[name].clamp(min=0) if name == 'threshold' else tensors[name])
 
 
 def test_normalisation_of_inputs_of_a_transcoder(tmp_path):
@@ -519,6 +519,12 @@ def test_transcoders_of_llama_scope(unit, tmp_path):
         with pytest.raises(ValueError, match=message): load(tmp_path)
 
 
+def test_a_transcoder_without_factors_is_refused(tmp_path):
+    published('llama_scope_r1', tmp_path)
+    (tmp_path/'config.json').write_text(json.dumps({'d_model': D, 'hook_point_in': 'a', 'hook_point_out': 'b'}))
+    with pytest.raises(ValueError, match="llama_scope_r1: hook_point_out in config.json is 'b', but"): load(tmp_path, input_scale=2.)
+
+
 def random_transcoder(kind, width=OUT, skip=True, dtype=torch.float64, norm=None, scaling=None):
     torch.manual_seed(0)
     model = SparseAutoencoder(D, N, activation={'name': kind, 'k': 3} if 'topk' in kind or kind == 'group_max' else kind, skip=skip,
@@ -553,6 +559,16 @@ def test_round_trip_or_refusal_of_transcoders(format, kind, skip, dtype, tmp_pat
             assert_close(again(x), model(x), atol=10*TOLERANCE[dtype], rtol=10*TOLERANCE[dtype])
         elif skip: assert_close(again.skip_mat, from_model(model).skip_mat.to(dtype))
         assert find_format(tmp_path)[0] == format
+
+
+@pytest.mark.parametrize('format,kind,width', [('saelens', 'jumprelu', OUT), ('sparsify', 'topk', D)])
+def test_surrounding_devices_change_no_transcoder(format, kind, width, tmp_path):
+    model = random_transcoder(kind, width, scaling='columns')
+    wanted = model(X).detach()
+    with torch.device('meta'), torch.inference_mode():
+        save(model, tmp_path, format)
+        again = load(tmp_path)
+    with torch.no_grad(): assert_close(again(X), wanted)
 
 
 def test_widths_that_sparsify_cannot_hold(tmp_path):

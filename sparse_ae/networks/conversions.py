@@ -109,13 +109,16 @@ def _fold_own_scaling(layer:SingleLayer, scaling:Scaling) -> SingleLayer:
     return fold_scaling(layer, shift[inputs], scale[inputs], shift[targets], scale[targets])
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver10
+_NEVER_ACTIVE = 1e30   # in place of infinity, whose product with a zero pseudo-gradient is NaN
+
 def jumprelu_parts(
     threshold:Tensor,                             # Thresholds, shape `(latent_dim,)`
 ) -> tuple[JumpReLU, dict[str, Tensor]]:          # Activation, and its state
     "Return a JumpReLU that stores these thresholds, with its state."
     above = threshold[(threshold > 0) & threshold.isfinite()]
     start = above.median().item() if len(above) else 0.1     # for latents that are reset
-    return JumpReLU(start, start, log=False), {'direct_threshold': threshold}
+    return JumpReLU(start, start, log=False), {
+        'direct_threshold': threshold.clamp(max=_NEVER_ACTIVE)}
 
 def batch_topk_parts(
     k:int,                  # Mean number of active latents per sample

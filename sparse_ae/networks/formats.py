@@ -292,6 +292,8 @@ def read_llama_scope_r1(path:Path, options:ReadOptions) -> SingleLayer:
     log_threshold = file.tensor('log_jumprelu_threshold', n, finite=False)
     file.check_all_taken()
     if config.whole_number('d_model', d) != d: config.refuse('d_model', f"the weights have {d}")
+    if config.get('hook_point_out') not in (None, config.get('hook_point_in')):
+        config.refuse('hook_point_out', "the file does not hold the factors of inputs and targets")
     activation, state = jumprelu_parts(log_threshold.exp())
     layer = SingleLayer(**tensors, activation=activation, state=state, metadata=config.values)
     return fold_input_scale(layer, options.input_scale, 'llama_scope_r1')

@@ -38,7 +38,8 @@ CASES = {   # name -> class, class of the configuration, its keys
     'refused-constant_norm': (StandardSAE, StandardSAEConfig,
                               dict(normalize_activations='constant_norm_rescale')),
     'refused-pursuit-stops': (MatchingPursuitSAE, MatchingPursuitSAEConfig, {}),
-    **{name: (cls, config, dict(d_out=NARROW, apply_b_dec_to_input=False)) for name, cls, config in (
+    **{name: (cls, config, dict(d_out=NARROW, apply_b_dec_to_input=False))
+       for name, cls, config in (
         ('transcoder', Transcoder, TranscoderConfig),
         ('transcoder-skip', SkipTranscoder, SkipTranscoderConfig),
         ('transcoder-jumprelu', JumpReLUTranscoder, JumpReLUTranscoderConfig),

@@ -20,8 +20,8 @@ PEERS = {'sae_lens': 'saelens', 'dictionary_learning': 'dictionary_learning', 's
 K = 3
 CLOSE = dict(atol=1e-5, rtol=1e-5)
 KINDS = ('relu', 'topk', 'abs_topk', 'group_max', 'batch_topk', 'jumprelu', 'gated', 'pursuit')
-TRANSCODERS = tuple(f'{kind}-{form}' for kind in ('relu', 'jumprelu', 'batch_topk', 'topk', 'group_max')
-                    for form in ('transcoder', 'skip', 'narrow-skip'))
+TRANSCODERS = tuple(f'{kind}-{form}' for form in ('transcoder', 'skip', 'narrow-skip')
+                    for kind in ('relu', 'jumprelu', 'batch_topk', 'topk', 'group_max'))
 LARGEST = {}   # (from, to, architecture) -> largest difference of codes and of reconstructions
 
 
@@ -116,10 +116,11 @@ def test_our_models_there(peer, tmp_path):
         else: models[kind] = model
     held = {'sae_lens': ('relu', 'batch_topk', 'jumprelu'), 'dictionary_learning': (),
             'sparsify': ('topk', 'group_max')}[peer]      # activations of transcoders
+    narrow = [k for k in TRANSCODERS if 'narrow' in k and peer == 'sparsify']
     assert refused == {'sae_lens': ['group_max'],
                        'dictionary_learning': ['abs_topk', 'group_max', 'pursuit'],
                        'sparsify': [k for k in KINDS if k not in ('topk', 'group_max')]}[peer] + [
-        k for k in TRANSCODERS if k.split('-')[0] not in held or 'narrow' in k and peer == 'sparsify']
+        k for k in TRANSCODERS if k.split('-')[0] not in held or k in narrow]
     run_peer(peer, 'run', tmp_path)
     for kind, model in models.items():
         with torch.no_grad(): wanted = dict(z=model.encode(x), y=model(x))
