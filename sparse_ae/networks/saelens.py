@@ -81,7 +81,7 @@ _SAELENS_ACTIVATIONS = {    # architecture -> activation and its state
     'jumprelu': _saelens_jumprelu, 'gated': _saelens_gated,
     'batchtopk': _saelens_batch_topk, 'matryoshka_batchtopk': _saelens_batch_topk,
     **dict.fromkeys(('transcoder', 'skip_transcoder'), lambda config, file, n: (ReLU(), {})),
-    **dict.fromkeys(('jumprelu_transcoder', 'jumprelu_skip_transcoder'), _saelens_jumprelu),}
+    **dict.fromkeys(('jumprelu_transcoder', 'jumprelu_skip_transcoder'), _saelens_jumprelu)}
 _SAELENS_REFUSED = {
     'temporal': "a model here encodes each sample on its own, without attention to others"}
 

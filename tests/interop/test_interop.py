@@ -99,7 +99,7 @@ def random_model(kind):
             data = 2*torch.randn(50, 6) + torch.arange(6)
             if form: data = torch.cat([data, 5*data[:, :model.output_dim].sin() - 2], 1)
             model.set_scaling(model.scaling.fit(data))
-        model(torch.randn(64, 6))
+        model(2*torch.randn(64, 6) + torch.arange(6))     # thresholds of the data
     return model.eval()
 
 
