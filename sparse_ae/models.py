@@ -408,6 +408,7 @@ class Encoded(NamedTuple):
     pre:'Tensor|None'=None              # Code before the code activation
     hidden:'tuple[Tensor, ...]'=()      # Activations of the hidden layers, from the input on
     target:'Tensor|None'=None           # Target of the reconstruction, if it is not the input
+    reconstruction:'Tensor|None'=None   # Reconstruction, where a loss provides it
 
     def target_of(self, x:Tensor) -> Tensor:
         "Return the target of the reconstruction, by default the input `x`."
