@@ -33,7 +33,7 @@ from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dict
                                 plot_reconstructions, plot_sparse_autoencoder_analysis,
                                 plot_sparse_training_history)
 from .io import CHECKPOINT, atomic_write
-from .lab.explorer import FeatureExplorer
+from .lab.page import FeatureExplorer
 from .losses import METRICS
 from .models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder)

@@ -408,6 +408,7 @@ class Encoded(NamedTuple):
     pre:'Tensor|None'=None              # Code before the code activation
     hidden:'tuple[Tensor, ...]'=()      # Activations of the hidden layers, from the input on
     target:'Tensor|None'=None           # Target of the reconstruction, if it is not the input
+    reconstruction:'Tensor|None'=None   # Reconstruction, where a loss provides it
 
     def target_of(self, x:Tensor) -> Tensor:
         "Return the target of the reconstruction, by default the input `x`."
@@ -1004,8 +1005,14 @@ def rescale(
     return self
 
 # %% ../nbs/00_models.ipynb #modelsc4
+def _check_foldable(scaling:Scaling) -> None:
+    "Raise `ValueError` for a scaling whose scales cannot move into the weights."
+    if scaling.name != 'global':
+        raise ValueError(f"scaling must be 'global' to be folded, got {scaling.name!r}, whose "
+                         "scales the norms of the decoder do not hold")
+
 @patch
-def _scale_inputs(self:BaseSparseAutoencoder, factor:'Tensor|float') -> None:
+def _scale_inputs(self:BaseSparseAutoencoder, factor:Tensor) -> None:
     "Multiply the weights that inputs meet by `factor`."
     for W in (self.stored('encoder_mat')[0], *([self.skip_mat] if self.skip else [])): W *= factor
 
@@ -1028,6 +1035,7 @@ def set_scaling(
     "Give the model a scaling. Its function does not change, unless all its biases are 0."
     biases = (*self.stored('encoder_bias'), *self.stored('decoder_bias'))
     if self.scaling is None and any(b.any() for b in biases):
+        _check_foldable(scaling)
         self._shift(scaling, -1)
         self.rescale(1 / scaling.scale[-1])
         if self.is_transcoder: self._scale_inputs(scaling.scale[0] / scaling.scale[-1])
@@ -1044,9 +1052,7 @@ def fold_scaling(
     Raises `ValueError` for a scale per column, a sigmoid code or batch normalisation."""
     scaling = self.scaling
     if scaling is None: return self
-    if scaling.name != 'global':
-        raise ValueError(f"scaling must be 'global' to be folded, got {scaling.name!r}, whose "
-                         "scales the norms of the decoder do not hold")
+    _check_foldable(scaling)
     self.scaling = None
     self.rescale(scaling.scale[-1])
     if self.is_transcoder: self._scale_inputs(scaling.scale[-1] / scaling.scale[0])

@@ -49,7 +49,7 @@ class TrainingOptions:
     # data
     train_targets:Any=None              # Targets of `train_data`; `None`: the inputs
     val_targets:Any=None                # Targets of `val_data`; `None`: the inputs
-    corrupt:'str|Callable|None'=None    # Noise on training inputs: a name in `CORRUPTIONS`, `f(x)`
+    corrupt:'str|Callable|None'=None    # Name in `CORRUPTIONS`, or `f(inputs, generator)`
     batch_size:int=256                  # Maximum number of samples in a batch
     accumulate:int=1                    # Batches per optimiser step
     steps_per_epoch:'int|None'=None     # Steps per epoch; `None`: one pass over `train_data`
@@ -243,8 +243,8 @@ def make_batches(
                   targets=targets['val'])
     train.check_epochs(repeated=False)
     val.check_epochs(repeated=True)
-    in_two_units = train.pairs is None or getattr(model, 'is_transcoder', False)
-    rows = train.rows if in_two_units else train.pairs.sources[0]
+    share_unit = train.pairs is not None and not getattr(model, 'is_transcoder', False)
+    rows = train.pairs.sources[0] if share_unit else train.rows   # of inputs, if targets share it
     scaling = train.scaling = val.scaling = fitted_scaling(self.normalize, model, rows)
     if train.rows is not None:
         batch = train.rows[:self.batch_size].to(train.device, train.dtype)

@@ -32,6 +32,7 @@ class Regularizer:
     a run is resumed from a checkpoint."""
     name:ClassVar[str] = ''           # Key in the history: `train_{name}` and `val_{name}`
     reported:ClassVar[bool] = True    # Whether the term is part of the reported total loss
+    reads_code:ClassVar[bool] = True  # Whether it needs a dense code or the hidden activations
     weight:float                      # Factor in the loss, `>= 0`
 
     def __post_init__(self): check_not_negative('weight', self.weight)
@@ -40,7 +41,7 @@ class Regularizer:
         self,
         model:nn.Module,                        # Any module with `encode` and `decode`
         x:Tensor,                               # Inputs, shape `(batch, ...)`
-        encoded:Encoded,                        # Code, pre-activation, hidden activations, target
+        encoded:Encoded,                        # Code, pre-activation, target, reconstruction
         generator:'torch.Generator|None'=None,  # Random numbers; `None`: the global ones
     ) -> Tensor:                                # Scalar, not weighted
         "Compute the term for one batch."

@@ -440,10 +440,25 @@ class Resample(DeadLatents):
         trainer.history['revived'].append(self.num_revived)
         self.num_revived = 0
 
+# %% ../nbs/07_sparsity_control.ipynb #auxil000
+def _pre_activations(model:BaseSparseAutoencoder, x:Tensor, latents:Tensor) -> Tensor:
+    "Pre-activations of some latents of a linear encoder, `(batch, len(latents))`."
+    W, b = model.encoder_weights()[0], model.encoder_bias_1
+    return F.linear(model.to_scaled(x), W[latents], b[latents])
+
+def _with_latents(model:BaseSparseAutoencoder, x:Tensor, encoded:Encoded, latents:Tensor,
+                  values:Tensor) -> Tensor:
+    "Reconstruct `x` with values added to the code at `latents`; the code counts as constant."
+    if model.depth == 1:
+        change = F.linear(values, model.decoder_weights()[0][:, latents])
+        return encoded.reconstruction.detach() + change
+    z = encoded.z.detach().index_add(-1, latents, values.to(encoded.z.dtype))
+    return model.add_skip(model.decode(z), x)
+
 # %% ../nbs/07_sparsity_control.ipynb #cf467b00
 class AuxiliaryLoss(DeadLatents, Regularizer):
     "Auxiliary loss: dead latents learn to reconstruct the residual."
-    name, reported = 'auxiliary', False
+    name, reported, reads_code = 'auxiliary', False, False
     saved_attributes = {**DeadLatents.saved_attributes, 'mask': 'dead_mask'}
 
     def __init__(
@@ -467,14 +482,14 @@ class AuxiliaryLoss(DeadLatents, Regularizer):
 
     def __call__(self, model:nn.Module, x:Tensor, encoded:Encoded, generator:Any=None) -> Tensor:
         "Compute the error of the reconstruction with the most excited dead latents added."
-        dead = self.dead_mask
-        if dead is None or not model.training or not dead.any(): return x.new_zeros(())
-        self.dead_mask = dead = dead.to(x.device)  # a checkpoint may have put it elsewhere
-        excess = F.relu(encoded.pre - encoded.pre.detach().mean(0)).masked_fill(~dead, 0)
-        largest = excess.topk(min(self.k or max(1, x.shape[-1] // 2), int(dead.sum())), -1)
+        if self.dead_mask is None or not model.training or not self.dead_mask.any():
+            return x.new_zeros(())
+        dead = self.dead_mask.to(x.device).nonzero().flatten()
+        pre = _pre_activations(model, x, dead) if encoded.pre is None else encoded.pre[:, dead]
+        excess = F.relu(pre - pre.detach().mean(0))
+        largest = excess.topk(min(self.k or max(1, x.shape[-1] // 2), len(dead)), -1)
         dead_code = torch.zeros_like(excess).scatter(-1, largest.indices, largest.values)
-        x_reconstructed = model.add_skip(model.decode(encoded.z.detach() + dead_code), x)
-        return F.mse_loss(x_reconstructed, encoded.target_of(x))
+        return F.mse_loss(_with_latents(model, x, encoded, dead, dead_code), encoded.target_of(x))
 
 # %% ../nbs/07_sparsity_control.ipynb #c2df4641
 REVIVERS = {'resample': Resample, 'auxiliary': AuxiliaryLoss}

@@ -62,10 +62,12 @@ def batch_losses(
 ) -> Losses:
     "Compute the losses of one batch from one encoder pass."
     model = as_autoencoder(model)
-    encoded = encode_batch(model, x)._replace(target=target)
+    encoded = encode_batch(model, x)
     # before decoding: the backward pass then adds this gradient in place to that of the decoder
     sparsity = get_penalty(penalty).loss(encoded, model.activation)
-    recon = error(decode_batch(model, encoded.z, x, target), encoded.target_of(x))
+    x_reconstructed = decode_batch(model, encoded.z, x, target)
+    encoded = encoded._replace(target=target, reconstruction=x_reconstructed)
+    recon = error(x_reconstructed, encoded.target_of(x))
     module = getattr(model, 'module', model)   # a user-defined one, without its adapter
     terms = {r.name: r(module, x, encoded, generator) for r in regularizers}
     weighted = {True: [], False: []}   # by whether the reported loss contains it
@@ -195,11 +197,10 @@ def _make_state(self:Trainer) -> None:
     self.target_sparsity = float(o.target_sparsity if target is None else target)
     self.base_learning_rate = self.learning_rate   # scaled by a schedule
     self.optimizer = make_optimizer(o.optimizer, self.parameters, self.learning_rate)
-    self.epoch, self.step, self.num_epochs = 0, 0, o.num_epochs
+    self.epoch, self.step, self.num_epochs, self.batches = 0, 0, o.num_epochs, None
     self.penalty_scale, self.early_stopping_blockers, self.callbacks = 1., set(), []
     self.started, self.lock, self.history = False, TrainingLock(), o.new_history()
-    self.stopped_by = self.error = self.losses = self.batches = None
-    self._engine = self._engine_key = None
+    self.stopped_by = self.error = self.losses = self._engine = self._engine_key = None
     self.meter, self.val_meter, self.measured, self.metrics = Meter(), Meter(), {}, METRICS
     self.current_meter, self.terms = self.meter, list(o.regularizers)
 
@@ -441,9 +442,8 @@ def train_sparse_autoencoder_with_early_stopping(
 ) -> dict:                            # History
     """Train `model`; it ends with its best weights, in eval mode. Return the history.
 
-    The history has lists with one entry per epoch (`val_loss`, `l0`, ...), `epochs_trained`,
-    `best_epoch` and `stopped_by`; see the table above. Raises `TypeError` or `ValueError` for bad
-    arguments and data, `TrainingDiverged` if the loss becomes NaN or infinite."""
+    The history has lists with one entry per epoch; see the table above. Raises `TypeError` or
+    `ValueError` for bad arguments and data, `TrainingDiverged` if the loss is not finite."""
     return Trainer(model, train_data, val_data, num_epochs, learning_rate, patience,
                    sparsity_weight, target_sparsity, sparsity_type, device, **kwargs).fit()
 

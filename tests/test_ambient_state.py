@@ -34,7 +34,7 @@ from sparse_ae.data import Batches, TensorRows, sample_rows
 from sparse_ae.engines.sparse_codes import encode_sparse, top_k, top_k_flat
 from sparse_ae.eval_viz import code_results, new_figure, typical_codes
 from sparse_ae.io import read_state, write_state
-from sparse_ae.lab.explorer import latent_statistics, unit_atoms
+from sparse_ae.lab.latents import latent_statistics, unit_atoms
 from sparse_ae.lab.widgets import _plot_slope, _plot_step
 from sparse_ae.losses import METRICS, PENALTIES, Measurements, l1_for_sparseness
 from sparse_ae.models import geometric_median, unit_norm

@@ -9,7 +9,7 @@ from sparse_ae import (Callback, FeatureExplorer, SparseAutoencoder, TopK,
                        evaluate_sparse_autoencoder, plot_reconstructions, sweep,
                        train_sparse_autoencoder_with_early_stopping)
 from sparse_ae.data import Batches, Rows, open_rows, sample_rows
-from sparse_ae.lab.explorer import latent_statistics
+from sparse_ae.lab.latents import latent_statistics
 from sparse_ae.options import fitted_scaling
 
 

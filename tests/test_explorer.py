@@ -1,6 +1,8 @@
 "Text and map of the explorer: activation stores, hostile tokens, memory limits, default devices."
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -243,3 +245,11 @@ def test_dead_latents_and_those_without_a_place_are_left_out():
     assert np.isnan(explorer.map_coordinates()[3]).all()
     assert (np.isfinite(explorer.map_coordinates()).all(1)
             == (explorer.stats.density > 0).numpy()).all()
+
+
+@pytest.mark.parametrize('module', ('sparse_ae', 'sparse_ae.lab.explorer'))
+def test_explorer_has_the_methods_of_all_modules(module):
+    "The modules that add methods are imported wherever the class comes from."
+    code = (f'from {module} import FeatureExplorer as F; '
+            'F.describe, F.latent_figure, F.widget, F.map_coordinates, F.export_html')
+    subprocess.run([sys.executable, '-c', code], check=True)

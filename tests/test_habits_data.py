@@ -15,7 +15,7 @@ from sparse_ae import (Callback, FeatureExplorer, SparseAutoencoder, evaluate_sp
                        train_sparse_autoencoder_with_early_stopping, train_val_split)
 from sparse_ae.cli import load_matrix
 from sparse_ae.data import Batches, Rows, first_rows, open_rows, sample_rows, whiten_image
-from sparse_ae.lab.explorer import LatentStatistics, latent_statistics
+from sparse_ae.lab.latents import LatentStatistics, latent_statistics
 from sparse_ae.losses import METRICS, Measurements
 from sparse_ae.models import count_active, geometric_median
 from sparse_ae.engines.sparse_codes import SparseCode, SparsePattern

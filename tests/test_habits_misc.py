@@ -24,7 +24,7 @@ from sparse_ae import train_val_split
 from sparse_ae.cli import load_matrix, parse_activation, sparse_ae_demo, sparse_ae_train, write_run
 from sparse_ae.data import Batches
 from sparse_ae.io import atomic_write, read_state, write_state
-from sparse_ae.lab.explorer import LatentStatistics, latent_statistics, unit_atoms
+from sparse_ae.lab.latents import LatentStatistics, latent_statistics, unit_atoms
 from sparse_ae.lab.widgets import _comparison_figure
 from sparse_ae.regularizers import contractive_penalty, isometry_penalty, jacobians
 

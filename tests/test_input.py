@@ -16,7 +16,7 @@ from sparse_ae.data import open_rows
 from sparse_ae.eval_viz import dictionary
 from sparse_ae.models import geometric_median
 from sparse_ae.regularizers import contractive_penalty, isometry_penalty
-from sparse_ae.lab.explorer import latent_statistics
+from sparse_ae.lab.latents import latent_statistics
 
 X = digits()[:200]
 

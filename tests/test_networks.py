@@ -24,7 +24,8 @@ from sparse_ae.activations import TopK
 from sparse_ae.callbacks import Callback, StartFromData
 from sparse_ae.data import Batches, Rows, TensorRows, open_rows, sample_rows
 from sparse_ae.eval_viz import plot_reconstructions
-from sparse_ae.lab.explorer import FeatureExplorer, latent_statistics
+from sparse_ae.lab.explorer import FeatureExplorer
+from sparse_ae.lab.latents import latent_statistics
 from sparse_ae.networks.capture import Activations, capture
 from sparse_ae.networks.store import DTYPES, STORE, ActivationStore, StoreWriter
 from sparse_ae.options import fitted_scaling

@@ -107,7 +107,8 @@ LAYERS = ('validation', 'scaling', 'losses activations data targets', 'models', 
           'io sparsity_control', 'options', 'training', 'eval_viz', 'presets sweeps',
           'measures', 'engines.triton_kernels', 'engines.dense', 'engines.sparse_codes',
           'engines.unrolled engines.cuda_graphs', 'engines.stacked',
-          'lab.display lab.text lab.map', 'lab.dashboard lab.explorer', 'lab.widgets cli',
+          'lab.display lab.text lab.map', 'lab.dashboard lab.latents', 'lab.explorer', 'lab.figures',
+          'lab.panel', 'lab.page', 'lab.widgets cli',
           'networks.hooks', 'networks.store', 'networks.capture networks.splice', 'networks.cli',
           'networks.conversions', 'networks.format_files', 'networks.saelens', 'networks.formats')
 

@@ -21,7 +21,8 @@ TASKS = {
     'Load data': 'data',
     'Evaluate and plot': 'eval_viz measures',
     'Use the activations of a network': 'networks.',
-    'Use widgets in a notebook': 'lab.widgets lab.dashboard lab.explorer lab.text lab.map lab.display',
+    'Use widgets in a notebook': 'lab.widgets lab.dashboard lab.explorer lab.figures '
+                                 'lab.panel lab.page lab.latents lab.text lab.map lab.display',
     'Save, load, use the command line': 'io cli',
     'Compute faster': 'engines.',   # all modules of the folder
     'Check arguments': 'validation'}

@@ -23,8 +23,7 @@ from pybtex.plugin import find_plugin
 # pages that became a section of another page: the anchor of that section
 SECTIONS = {
     'batches': 'batches', 'checkpoints': 'checkpoints', 'encoders': 'unrolled-encoders',
-    'explorer_page': 'explorer-page', 'initialisation': 'starting-from-data',
-    'latent_statistics': 'latent-statistics',
+    'initialisation': 'starting-from-data',
     'reading': 'reading-a-deep-model', 'sparseness': 'sparseness'}
 
 

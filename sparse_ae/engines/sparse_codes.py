@@ -424,7 +424,9 @@ class SparseCodeEngine(StepEngine):
         own_input = type(activation).penalty_input is not CodeActivation.penalty_input
         reasons = {
             reason: reason is not None,
-            "there are regularisers, which need hidden activations or a dense code": trainer.terms,
+            "there are regularisers, which need hidden activations or a dense code": any(
+                getattr(term, 'reads_code', True) or type(trainer.model.encoder) is not Linear
+                for term in trainer.terms),
             "the penalty acts on the pre-activation":
                 trainer.penalty.acts_on == 'step' or own_input}
         return [reason for reason, applies in reasons.items() if applies]

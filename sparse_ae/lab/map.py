@@ -8,7 +8,6 @@ __all__ = ['check_latent_values', 'is_numeric', 'PointColors', 'point_colors', '
 
 # %% ../../nbs/lab/05_map.ipynb #map00003
 import html
-import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple

@@ -20,7 +20,7 @@ from ..eval_viz import new_figure, plain_text, plot_dictionary
 from .dashboard import TrainingDashboard
 from .display import (WidgetWithPicture, figure_controls, figure_png, image_widget,
                                    interact_figure, stacked_png)
-from .explorer import FeatureExplorer
+from .page import FeatureExplorer
 from ..losses import METRICS, PENALTIES, get_penalty
 from ..sweeps import Sweep
 from ..validation import as_tensor, check_choice, check_number
