@@ -435,7 +435,8 @@ def _given(options:dict[str, Any]) -> dict[str, Any]:
     "Return the options of model and training that differ from their default, as arguments."
     takes = inspect.signature(sparse_ae_train).parameters
     given = {name: options[name] for name in _OVERRIDES if options[name] != takes[name].default}
-    scaling = check_choice('scaling', options['scaling'], ('auto', 'none', *SCALINGS))
+    names = [name for name, cls in SCALINGS.items() if not cls.needs_blocks]
+    scaling = check_choice('scaling', options['scaling'], ('auto', 'none', *names))
     if options['normalize'] or scaling == 'none': scaling = None
     elif scaling == 'auto': scaling = 'global' if options['image_shape'] else 'columns'
     return dict(_parsed(given), scaling=scaling, normalize=options['normalize'],

@@ -184,9 +184,10 @@ def new_scaling(
     dtype:Any=None,      # Dtype of the model; `None`: that of the parameters
 ) -> Scaling:            # Scaling that is not fitted
     "Make a scaling for the inputs of the model, and for the targets if they have another unit."
-    if name == 'blocks' and self.blocks is None:
-        raise ValueError("blocks must be given for scaling='blocks', got None")
-    targets = self.blocks if name == 'blocks' else (self.output_dim,)
+    by_block = SCALINGS[name].needs_blocks
+    if by_block and self.blocks is None:
+        raise ValueError(f"blocks must be given for scaling={name!r}, got None")
+    targets = self.blocks if by_block else (self.output_dim,)
     groups = (self.input_dim, *targets) if self.is_transcoder else targets
     return SCALINGS[name]().build(*groups, device=device or self.device, dtype=dtype or self.dtype)
 

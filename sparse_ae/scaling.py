@@ -29,7 +29,7 @@ class Scaling(Configurable, SinglePrecision):
     """Base class of scalings, equation (1), and their inverse.
 
     A subclass defines `measure`."""
-    name = ''
+    name, needs_blocks = '', False   # whether the groups of columns are the blocks of a model
 
     def __init__(self): super().__init__()
 
@@ -71,7 +71,7 @@ class GlobalScaling(Scaling):
 
 class BlockScaling(GlobalScaling):
     "Mean of each column, and one scale for each block of a model."
-    name = 'blocks'
+    name, needs_blocks = 'blocks', True
 
 class ColumnScaling(Scaling):
     "Mean and standard deviation of each column."

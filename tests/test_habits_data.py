@@ -458,6 +458,7 @@ def test_counts_beyond_single_precision():
     assert METRICS['l0'].value(Measurements(1, counts)) == 2**24 + 3
     statistics = LatentStatistics(1)
     statistics.histogram[0, :3] = torch.tensor([2**24 + 1, 1, 2**24])
+    statistics.count[0] = statistics.histogram[0].sum()
     statistics.edges = torch.arange(1., 50)
     assert statistics.quantiles(0, [0.5])[0][0] == statistics.edges[:2].prod().sqrt().item()
 
