@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['code_results', 'evaluate_sparse_autoencoder', 'new_figure', 'save_figure', 'plain_text',
            'plot_sparse_training_history', 'plot_sparse_autoencoder_analysis', 'typical_codes', 'dictionary',
-           'finite_dictionary', 'check_image_shape', 'mosaic', 'plot_dictionary', 'plot_reconstructions',
-           'DictionaryMatch', 'match_dictionaries', 'local_dictionary', 'Contributions', 'feature_contributions']
+           'finite_dictionary', 'check_image_shape', 'mosaic', 'plot_dictionary', 'check_reconstructs_inputs',
+           'plot_reconstructions', 'DictionaryMatch', 'match_dictionaries', 'local_dictionary', 'Contributions',
+           'feature_contributions']
 
 # %% ../nbs/03_eval_viz.ipynb #9ec5a597
 import math
@@ -523,6 +524,14 @@ def _draw_lines(fig:Figure, pairs:np.ndarray, image_shape:None) -> Sequence[Any]
     return axes
 
 # %% ../nbs/03_eval_viz.ipynb #eval_e07
+def check_reconstructs_inputs(
+    model:nn.Module,      # Any module with `encode` and `decode`
+) -> nn.Module:           # `model`
+    "Return `model`. Raises `ValueError` for a transcoder, whose targets are not its inputs."
+    if not getattr(model, 'is_transcoder', False): return model
+    raise ValueError("model must reconstruct its inputs to be compared with them, got one with "
+                     f"output_dim={model.output_dim}")
+
 def plot_reconstructions(
     model:nn.Module,                         # Any module with `encode` and `decode`
     x:Any,                                   # Samples, as for `evaluate_sparse_autoencoder`
@@ -533,10 +542,7 @@ def plot_reconstructions(
     """Plot samples and their reconstructions on one scale, as images or as lines, with the error
     and the L0 of each."""
     max_samples = check_int('max_samples', max_samples)
-    model = between_steps(check_autoencoder(model))
-    if getattr(model, 'is_transcoder', False):
-        raise ValueError("model must reconstruct its inputs to be plotted beside them, got one "
-                         f"with output_dim={model.output_dim}")
+    model = check_reconstructs_inputs(between_steps(check_autoencoder(model)))
     batch = first_rows('x', x, model, max_samples)
     with eval_mode(model, no_grad=True): encoded, x_reconstructed = reconstruct(model, batch)
     pairs = torch.stack([batch.flatten(1), x_reconstructed.flatten(1)]).cpu().float().numpy()

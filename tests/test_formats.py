@@ -279,14 +279,17 @@ def test_thresholds_of_a_half_precision_model_are_written_exactly(format, kind, 
     assert again.num_batches_tracked > 0 if kind == 'batch_topk' else not again.log
 
 
-@pytest.mark.parametrize('format,kind', [(f, kind) for f in HELD for kind in HELD[f]])
-def test_surrounding_devices_and_modes_change_nothing(format, kind, tmp_path):
-    model = random_model(kind)
+def check_surrounding_devices_and_modes(model, format, tmp_path):
     wanted = model(X).detach()
     with torch.device('meta'), torch.inference_mode():
         save(model, tmp_path, format)
         again = load(tmp_path)
     with torch.no_grad(): assert_close(again(X), wanted)
+
+
+@pytest.mark.parametrize('format,kind', [(f, kind) for f in HELD for kind in HELD[f]])
+def test_surrounding_devices_and_modes_change_nothing(format, kind, tmp_path):
+    check_surrounding_devices_and_modes(random_model(kind), format, tmp_path)
 
 
 def test_trained_further_and_saved_as_a_model_of_this_library(tmp_path):
@@ -564,11 +567,7 @@ def test_round_trip_or_refusal_of_transcoders(format, kind, skip, dtype, tmp_pat
 @pytest.mark.parametrize('format,kind,width', [('saelens', 'jumprelu', OUT), ('sparsify', 'topk', D)])
 def test_surrounding_devices_change_no_transcoder(format, kind, width, tmp_path):
     model = random_transcoder(kind, width, scaling='columns')
-    wanted = model(X).detach()
-    with torch.device('meta'), torch.inference_mode():
-        save(model, tmp_path, format)
-        again = load(tmp_path)
-    with torch.no_grad(): assert_close(again(X), wanted)
+    check_surrounding_devices_and_modes(model, format, tmp_path)
 
 
 def test_widths_that_sparsify_cannot_hold(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sparse_ae import (SparseAutoencoder, TiedWeightSparseAutoencoder, evaluate_sparse_autoencoder,
+from sparse_ae import (FeatureExplorer, SparseAutoencoder, TiedWeightSparseAutoencoder,
+                       evaluate_sparse_autoencoder, plot_reconstructions,
                        train_sparse_autoencoder_with_early_stopping as fit)
 from sparse_ae.activations import BatchTopK, TopK
 from sparse_ae.data import Batches, side_by_side, train_val_split
@@ -251,3 +252,14 @@ def test_bad_arguments(pairs):
         SparseAutoencoder(6, 16, output_dim=0)
     with pytest.raises(ValueError, match="blocks must be given for scaling='blocks'"):
         SparseAutoencoder(6, 16, scaling='blocks')
+
+
+@pytest.mark.parametrize('skip', [False, True])
+def test_views_that_compare_with_inputs_refuse_transcoders(pairs, skip):
+    x, _ = pairs
+    model = SparseAutoencoder(6, 16, output_dim=6, skip=skip, hidden_dims=())
+    explorer = FeatureExplorer(model, x).wait()
+    for view in (lambda: plot_reconstructions(model, x), lambda: explorer.steer(0, 0, 2.),
+                 lambda: explorer.steering_figure(0, 0)):
+        with pytest.raises(ValueError, match='model must reconstruct its inputs to be compared'):
+            view()

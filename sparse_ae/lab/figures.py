@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..activations import eval_mode
-from ..eval_viz import new_figure, plain_text
+from ..eval_viz import check_reconstructs_inputs, new_figure, plain_text
 from .display import tiles
 from .explorer import QUANTILES, FeatureExplorer, LatentView
 from .latents import gather_rows
@@ -147,6 +147,7 @@ def steer(
     scale:float=0.,     # Factor of its activation
 ) -> Steered:
     "Reconstruct a sample with the activation of a latent scaled."
+    check_reconstructs_inputs(self.model)
     latent, sample = self._check_latent(latent), check_int('sample', sample, 0)
     scale = check_number('scale', scale, 'of any size', math.isfinite)
     if sample >= len(self.data):
