@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .data import Rows, open_rows
-from .eval_viz import (evaluate_sparse_autoencoder, finite_dictionary, new_figure,
-                                plain_text, save_figure)
+from .eval_viz import (check_reconstructs_inputs, evaluate_sparse_autoencoder,
+                                finite_dictionary, new_figure, plain_text, save_figure)
 from .models import between_steps, check_autoencoder, unit_norm
 from .sweeps import Run
 from .validation import (as_tensor, as_tensor_rows, autocast_disabled, check_choice,
@@ -311,8 +311,9 @@ def explained_variance_with(
 ) -> float:                  # Explained variance, 1 if nothing is lost
     """Return the explained variance of the reconstruction from some latents.
 
-    Raises `ValueError` for a selection that is not a boolean for each latent."""
-    model = between_steps(check_autoencoder(model))
+    Raises `ValueError` for a selection that is not a boolean for each latent, and for a
+    transcoder."""
+    model = check_reconstructs_inputs(between_steps(check_autoencoder(model)))
     selected = as_tensor('selected', selected)
     expected = getattr(model, 'latent_dim', len(selected))
     if selected.dtype != torch.bool or tuple(selected.shape) != (expected,):

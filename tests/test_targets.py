@@ -10,6 +10,7 @@ from sparse_ae import (FeatureExplorer, SparseAutoencoder, TiedWeightSparseAutoe
                        train_sparse_autoencoder_with_early_stopping as fit)
 from sparse_ae.activations import BatchTopK, TopK
 from sparse_ae.data import Batches, side_by_side, train_val_split
+from sparse_ae.measures import explained_variance_with
 from sparse_ae.presets import PRESETS
 from sparse_ae.scaling import SCALINGS
 from sparse_ae.sparsity_control import AuxiliaryLoss, Resample
@@ -260,6 +261,7 @@ def test_views_that_compare_with_inputs_refuse_transcoders(pairs, skip):
     model = SparseAutoencoder(6, 16, output_dim=6, skip=skip, hidden_dims=())
     explorer = FeatureExplorer(model, x).wait()
     for view in (lambda: plot_reconstructions(model, x), lambda: explorer.steer(0, 0, 2.),
-                 lambda: explorer.steering_figure(0, 0)):
+                 lambda: explorer.steering_figure(0, 0),
+                 lambda: explained_variance_with(model, x, [True]*16)):
         with pytest.raises(ValueError, match='model must reconstruct its inputs to be compared'):
             view()
