@@ -114,6 +114,7 @@ SLOWER = dict(learning_rate=3e-3)
 SMALLER = dict(SLOWER, batch_size=256)
 VARIANTS = {
     'preset': {}, 'scaled, not centred': dict(normalize=1.), 'rate 3e-3': SLOWER,
+    'rate 3e-3, beta2 0.99': dict(SLOWER, optimizer=adam),
     'rate 3e-3, batch 256': SMALLER,
     'the same, beta2 0.99': dict(SMALLER, optimizer=adam),
     'the same, averaged weights': dict(SMALLER, optimizer=adam),
@@ -135,7 +136,7 @@ def measure(name, rounds):
     if name == 'the same, averaged weights': changes['callbacks'] = [AveragedWeights(0.999)]
     sae, results, seconds = train(**changes)
     agreement = ''
-    if name in ('preset', 'the same, beta2 0.99'):
+    if name in ('preset', 'rate 3e-3, beta2 0.99', 'the same, beta2 0.99'):
         other = train(seed=1, **changes)[0]
         agreement = float(best_matches(dictionary(sae), dictionary(other)).cosines.mean())
     return [(name, results['explained_variance'], 100*results['dead_fraction'], seconds, agreement)]

@@ -51,25 +51,28 @@ def atomic_write(
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 MODEL_CLASSES = {cls.__name__: cls for cls in (SparseAutoencoder, TiedWeightSparseAutoencoder)}
 
+def _write_model(model:BaseSparseAutoencoder, folder:Path) -> None:
+    "Write both files of a model."
+    from safetensors.torch import save_file
+    config = dict(model_class=type(model).__name__, **model.config())
+    config['dtype'] = str(model.dtype).removeprefix('torch.')
+    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(folder/WEIGHTS) as temporary:
+        # A single metadata entry: safetensors writes several in random order
+        save_file(state, temporary, metadata={'config': json.dumps(config)})
+    with atomic_write(folder/CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + '\n')
+
 @patch
 def save_pretrained(
     self:BaseSparseAutoencoder,
     folder:'str|Path',    # Created if it does not exist; an earlier model in it is replaced
 ) -> None:
     "Write `model.safetensors` and `config.json` into `folder`."
-    from safetensors.torch import save_file
     if type(self) not in MODEL_CLASSES.values():
         raise TypeError(f"model must be one of {', '.join(MODEL_CLASSES)} to be loaded again, "
                         f"got {type(self).__name__}")
-    self, folder = between_steps(self), make_folder('folder', folder)
-    config = dict(model_class=type(self).__name__, **self.config())
-    config['dtype'] = str(self.dtype).removeprefix('torch.')
-    state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
-    with atomic_write(folder/WEIGHTS) as temporary:
-        # A single metadata entry: safetensors writes several in random order
-        save_file(state, temporary, metadata={'config': json.dumps(config)})
-    with atomic_write(folder/CONFIG) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + '\n')
+    _write_model(between_steps(self), make_folder('folder', folder))
 
 # %% ../nbs/11_io.ipynb #6a5d211f
 def _read_config(
@@ -95,23 +98,19 @@ def _read_config(
     return cls, {**config, 'dtype': dtype}
 
 # %% ../nbs/11_io.ipynb #loading2
-@patch(cls_method=True)
-def from_pretrained(
-    cls:BaseSparseAutoencoder,
-    folder:'str|Path',                 # Folder written by `save_pretrained`
-    device:'str|torch.device'='cpu',   # Device of the parameters
-) -> BaseSparseAutoencoder:            # The model, in eval mode
-    """Load the model in `folder`.
-
-    Raises `FileNotFoundError` if a file is missing, `ValueError` if a file is damaged or the
-    folder holds a model of another class."""
+def _read_model(
+    cls:type,                  # Class that the model must be
+    folder:Path,               # Folder written by `save_pretrained`
+    device:'str|torch.device', # Device of the parameters
+) -> BaseSparseAutoencoder:
+    "Return the model in a local folder, in eval mode."
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
     saved_cls, config = _read_config(folder)
     if not issubclass(saved_cls, cls):
         raise ValueError(f"folder must hold a {cls.__name__}, got a {saved_cls.__name__}; "
                          f"use {saved_cls.__name__}.from_pretrained")
-    config_path, weights = (as_path('folder', folder)/name for name in (CONFIG, WEIGHTS))
+    config_path, weights = (folder/name for name in (CONFIG, WEIGHTS))
     if not weights.is_file():
         raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}; "
                                 f"no {WEIGHTS} in {folder}")
@@ -126,6 +125,18 @@ def from_pretrained(
             json.loads(embedded_config) != json.loads(config_path.read_text())):
         raise ValueError(f"{CONFIG} and {WEIGHTS} in {folder} are from different saves")
     return model.eval()
+
+@patch(cls_method=True)
+def from_pretrained(
+    cls:BaseSparseAutoencoder,
+    folder:'str|Path',                 # Folder written by `save_pretrained`
+    device:'str|torch.device'='cpu',   # Device of the parameters
+) -> BaseSparseAutoencoder:            # The model, in eval mode
+    """Load the model in `folder`.
+
+    Raises `FileNotFoundError` if a file is missing, `ValueError` if a file is damaged or the
+    folder holds a model of another class."""
+    return _read_model(cls, as_path('folder', folder), device)
 
 # %% ../nbs/11_io.ipynb #bbafcf63
 _JSON_TYPES = (bool, int, float, str, type(None))  # JSON returns these unchanged
