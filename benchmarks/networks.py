@@ -24,7 +24,7 @@ from sparse_ae.networks.store import ActivationStore, StoreWriter
 
 HERE = Path(__file__).resolve().parent
 WIDTH, HEADS, LENGTH, BATCH = 384, 12, 128, 4
-N_BATCHES = 64    # many, since the first one is computed to its end
+N_BATCHES = 128    # many, since the first one is computed to its end
 
 
 class Layer(nn.Module):

@@ -410,14 +410,15 @@ def eval_mode(
 ) -> Iterator[None]:
     "Set eval mode within the block, and restore the previous mode of each part of the module."
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    if any(training for _, training in modes): module.eval()
     try:
         if not no_grad: yield
         else:
             with torch.no_grad(), autocast_disabled(): yield
     finally:
-        module.train(modes[0][1])                            # a module may override `train`
-        for part, training in modes: part.training = training
+        if any(part.training != training for part, training in modes):
+            module.train(modes[0][1])                        # a module may override `train`
+            for part, training in modes: part.training = training
 
 # %% ../nbs/05_activations.ipynb #activa9d
 class Unrolled(CodeEncoder):

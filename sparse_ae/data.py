@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CUTOFF', 'ROW_FOLDERS', 'digits', 'whiten_image', 'image_patches', 'SparseSamples', 'SparseDictionary',
-           'sparse_dictionary', 'Rows', 'sample_rows', 'TensorRows', 'open_data', 'open_rows', 'open_folder',
-           'train_val_split', 'SideBySideRows', 'side_by_side', 'Batches', 'Pair', 'first_rows']
+           'sparse_dictionary', 'Rows', 'sample_rows', 'prefetch', 'TensorRows', 'open_data', 'open_rows',
+           'open_folder', 'train_val_split', 'SideBySideRows', 'side_by_side', 'Batches', 'Pair', 'first_rows']
 
 # %% ../nbs/04_data.ipynb #f35e477b
 import itertools
@@ -238,6 +238,13 @@ def sample_rows(
     indices = torch.linspace(0, last, min(n, len(rows)), dtype=dtype, device='cpu').long()
     return rows[indices.clamp_(max=last)]
 
+def prefetch(
+    rows:Rows,             # Rows; those without a method `prefetch` are unchanged
+    parts:list[slice],     # Slices that will be read next
+) -> None:
+    "Have rows on disk read in the background, if they can be."
+    if parts and hasattr(rows, 'prefetch'): rows.prefetch(parts)
+
 # %% ../nbs/04_data.ipynb #rows0005
 class TensorRows(Rows):
     "Rows of a tensor, a NumPy array or a memory map."
@@ -434,6 +441,10 @@ class SideBySideRows(Rows):
         parts = [rows[indices].flatten(1) for rows in self.sources]
         return torch.cat([part.to(parts[0].device) for part in parts], 1)
 
+    def prefetch(self, parts:list[slice]) -> None:
+        "Have the rows of all sources read in the background, if they can be."
+        for rows in self.sources: prefetch(rows, parts)
+
     def separate(
         self,
         batch:Tensor,       # Rows, shape `(m, columns)`
@@ -622,21 +633,26 @@ def _buffers(self:Batches, generator:torch.Generator) -> Iterator[tuple[Rows, 'T
     else:
         size, blocks = self._block_counts()
         offsets = _randperm(sum(blocks), generator) * size
-        for number, group in enumerate(offsets.split(blocks), 1):
-            parts = [slice(offset, offset + size) for offset in group.tolist()]
-            # The rows after the last block come last, so that all passes have equal buffers
-            if number == len(blocks) and n % size: parts.append(slice(n - n % size, n))
-            order = _randperm(sum(part.stop - part.start for part in parts), generator)
-            yield TensorRows(self._read_slices(parts, len(order))), order
+        groups = [[slice(offset, offset + size) for offset in group.tolist()]
+                  for group in offsets.split(blocks)]
+        # The rows after the last block come last, so that all passes have equal buffers
+        if n % size: groups[-1].append(slice(n - n % size, n))
+        buffer = None
+        for parts, following in zip(groups, [*groups[1:], []]):
+            total = sum(part.stop - part.start for part in parts)
+            order = _randperm(total, generator)
+            buffer = self._read_slices(parts, total, buffer)
+            prefetch(self.rows, following)   # while this buffer is trained on
+            yield TensorRows(buffer[:total]), order
 
 @patch
-def _read_slices(self:Batches, parts:list[slice], total:int) -> Tensor:
-    "Read slices of `total` rows into one tensor, without a second copy of all of them."
-    buffer, done = None, 0
+def _read_slices(self:Batches, parts:list[slice], total:int, buffer:'Tensor|None') -> Tensor:
+    "Read slices of `total` rows into a buffer; return it, or a new one if it is too short."
+    done = 0
     for part in parts:
         block = self.rows[part]
         self._check_length(block, part)
-        if buffer is None: buffer = block.new_empty(total, *block.shape[1:])
+        if buffer is None or len(buffer) < total: buffer = block.new_empty(total, *block.shape[1:])
         buffer[done:done + len(block)] = block
         done += len(block)
     return buffer
@@ -682,7 +698,6 @@ def _steps_from_rows(self:Batches, generator:torch.Generator) -> Iterator[list[T
                 self._check_length(x, part)
             is_first = False
             yield x.tensor_split(_ceil_div(len(x), self.batch_size))
-        rows = order = None   # frees a buffer before the next one is read
 
 # %% ../nbs/04_data.ipynb #c9de64ac
 @patch

@@ -32,9 +32,10 @@ class _EndOfForward(BaseException):
 def module_activations(
     model:nn.Module,                    # Any module
     modules:dict[str, nn.Module],       # Modules of the model, by name
-    batch:'Tensor|Mapping|tuple|list',  # Batch for `run_model`
+    batch:Any,                          # Batch for `forward`
     io:str='out',                       # Output (`'out'`) or input (`'in'`) of the modules
     stop_early:bool=False,              # Whether to end the pass after the last of the modules
+    forward:Callable=run_model,         # Function of model and batch that computes the pass
 ) -> dict[str, Tensor]:                 # Copies of the activations, by module
     "Return activations of one forward pass. Raises `ValueError` unless each module is called once."
     found = {}
@@ -47,7 +48,7 @@ def module_activations(
     with ExitStack() as hooks:
         for name, module in modules.items():
             hooks.enter_context(hooked(module, partial(store, name), io))
-        try: run_model(model, batch)
+        try: forward(model, batch)
         except _EndOfForward: pass
     for name in modules:
         if name not in found:
@@ -103,14 +104,17 @@ class RowSource:
         exclude_ids:Sequence[int]=(),   # Tokens whose rows are left out
         channels:int=-1,                # Dimension of the features
         stop_early:bool=True,           # Whether to end a pass after the last of the modules
+        forward:Callable=run_model,     # Function of model and batch that computes the pass
     ):
         if not modules or len(set(modules)) < len(modules):
             raise ValueError(f"modules must be different names, got {modules!r}")
         self.model, self.modules = model, {name: find_module(model, name) for name in modules}
         self.io, self.keep, self.channels = check_choice('io', io, ('in', 'out')), keep, channels
         self.exclude_ids = [check_int('exclude_ids', number, 0) for number in exclude_ids]
-        if keep is not None and not callable(keep):
-            raise TypeError(f"keep must be a function of a batch, got {type(keep).__name__}")
+        for name, function in dict(keep=keep or run_model, forward=forward).items():
+            if not callable(function):
+                raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+        self.forward = forward
         self.stop_early, self.first = check_bool('stop_early', stop_early), True
 
     def __call__(self, batch:Any) -> CapturedRows:
@@ -118,7 +122,7 @@ class RowSource:
         batch = to_device(batch, first_parameter(self.model).device)
         with eval_mode(self.model), torch.no_grad():
             activations = module_activations(self.model, self.modules, batch, self.io,
-                                             self.stop_early and not self.first)
+                                             self.stop_early and not self.first, self.forward)
         self.first = False
         return kept_rows(batch, activations, self.keep, self.exclude_ids, self.channels)
 
@@ -192,6 +196,7 @@ def capture(
     max_rows:'int|None'=None,           # Largest number of rows; `None`: all
     shard_bytes:int=2**28,              # Largest size of a file
     stop_early:bool=True,               # Whether to end a pass after the last of the modules
+    forward:Callable=run_model,         # Function of model and batch that computes a pass
     resume:bool=False,                  # Whether to continue a store in `out_dir`
     verbose:int=1,                      # 0: silent; 1: a progress bar
 ) -> 'ActivationStore|dict[str, ActivationStore]':   # A store; of several modules, by name
@@ -202,7 +207,8 @@ def capture(
     if the disk is full. What is written by then can be resumed."""
     check_inputs(inputs)
     names = [modules] if isinstance(modules, str) else list(modules)
-    source = RowSource(model, names, io, keep, exclude_ids, channels, stop_early)
+    source = RowSource(model, names, io, keep, exclude_ids, channels, stop_early,
+                       forward)
     max_rows = None if max_rows is None else check_int('max_rows', max_rows)
     settings = dict(model=type(model).__name__, io=io, channels=channels, max_rows=max_rows,
                     exclude_ids=source.exclude_ids,
@@ -215,6 +221,7 @@ def capture(
                for name, folder in folders.items()}
     with ExitStack() as stack:
         for writer in writers.values(): stack.callback(writer.wait)    # after an error as well
+        stack.enter_context(eval_mode(model))   # once, not for each batch
         if not all(writer.record['complete'] for writer in writers.values()):
             _fill(writers, source, inputs, max_rows, verbose)
     stores = {name: ActivationStore(folder) for name, folder in folders.items()}
@@ -237,10 +244,12 @@ class Activations:
         exclude_ids:Sequence[int]=(),   # Tokens whose rows are left out
         channels:int=-1,                # Dimension of the features; 1 for feature maps
         stop_early:bool=True,           # Whether to end a pass after the module
+        forward:Callable=run_model,     # Function of model and batch that computes a pass
     ):
         check_inputs(inputs)
         self.inputs, self.batch_size = inputs, check_int('batch_size', batch_size)
-        self.source = RowSource(model, [module], io, keep, exclude_ids, channels, stop_early)
+        self.source = RowSource(model, [module], io, keep, exclude_ids, channels, stop_early,
+                                forward)
         self.buffer_rows = check_int('buffer_rows', buffer_rows, self.batch_size)
         self.generator = torch.Generator().manual_seed(check_seed(seed))   # stored in checkpoints
 

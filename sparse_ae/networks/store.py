@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from fastcore.basics import patch
@@ -416,16 +416,23 @@ def _disk_ranges(self:ActivationStore, start:int, stop:int) -> 'Iterator[tuple[i
         start, k = end, k + 1
 
 @patch
-def _read_slice(self:ActivationStore, name:str, start:int, stop:int, dtype:torch.dtype) -> Tensor:
-    "Read consecutive rows: one contiguous copy for each range and shard."
-    out, done = torch.empty(stop - start, *self._width(name), dtype=dtype, device='cpu'), 0
+def _shard_slices(self:ActivationStore, start:int, stop:int) -> 'Iterator[tuple[int, slice]]':
+    "Yield the shards, and the slices of them, that hold the rows from `start` to `stop`."
     for first, last in self._disk_ranges(start, stop):
         while first < last:
             number = int(torch.searchsorted(self.shard_ends, first, right=True))
             end, length = int(self.shard_ends[number]), self.record['shards'][number]['rows']
-            part = slice(first - end + length, min(last, end) - end + length)
-            out[done:done + part.stop - part.start] = self._mapped(number)[name][part]
-            first, done = first + part.stop - part.start, done + part.stop - part.start
+            yield number, slice(first - end + length, min(last, end) - end + length)
+            first = min(last, end)
+
+@patch
+def _read_slice(self:ActivationStore, name:str, start:int, stop:int, dtype:torch.dtype) -> Tensor:
+    "Read consecutive rows: one contiguous copy for each range and shard."
+    out, done = torch.empty(stop - start, *self._width(name), dtype=dtype, device='cpu'), 0
+    for number, part in self._shard_slices(start, stop):
+        length = part.stop - part.start
+        out[done:done + length] = self._mapped(number)[name][part]
+        done += length
     return out
 
 @patch
@@ -439,6 +446,26 @@ def _gather(self:ActivationStore, name:str, rows:Tensor, dtype:torch.dtype) -> T
         first = self.shard_ends[number] - self.record['shards'][number]['rows']
         out[here] = self._mapped(number)[name][on_disk[here] - first].to(dtype)
     return out
+
+# %% ../../nbs/networks/01_store.ipynb #storepf1
+def _rows_offset(file:BinaryIO) -> int:
+    "Return the position of the first row in a shard, which follows the header."
+    length = int.from_bytes(file.read(8), 'little')
+    return 8 + length + json.loads(file.read(length))['activations']['data_offsets'][0]
+
+@patch
+def prefetch(
+    self:ActivationStore,
+    parts:list[slice],    # Slices that will be read next
+) -> None:
+    "Ask the system to read rows into its page cache in the background; on Linux only."
+    if not hasattr(os, 'posix_fadvise'): return
+    row_bytes = self.record['width'] * DTYPES[self.record['dtype']].itemsize
+    for part in parts:
+        for number, rows in self._shard_slices(part.start, part.stop):
+            with open(self.folder/self.record['shards'][number]['file'], 'rb') as file:
+                os.posix_fadvise(file.fileno(), _rows_offset(file) + rows.start * row_bytes,
+                                 (rows.stop - rows.start) * row_bytes, os.POSIX_FADV_WILLNEED)
 
 # %% ../../nbs/networks/01_store.ipynb #store028
 class Column:
