@@ -148,5 +148,5 @@ if __name__ == '__main__':
         'all-MiniLM-L6-v2, layer 3, 200,000 rows of documentation, 1.5 million samples, 3,072 '
         'latents, L0 32; held-out documents; one seed; agreement is the mean best cosine with a '
         'second seed', HERE/'language.md', 1,
-        ('change of the preset `topk`', 'explained variance', 'dead latents (%)', 'processor seconds',
-         'agreement of two seeds'))
+        ('change of the preset `topk`', 'explained variance', 'dead latents (%)',
+         'processor seconds', 'agreement of two seeds'))

@@ -299,7 +299,8 @@ class TextbookClassical(nn.Module):
     def forward(self, x): return self.decoder(self.encoder(x))
 
     def normalize_decoder_weights(self):
-        with torch.no_grad(): self.decoder[-1].weight /= self.decoder[-1].weight.norm(dim=1)[:, None]
+        weight = self.decoder[-1].weight
+        with torch.no_grad(): weight /= weight.norm(dim=1)[:, None]
 
 
 def encoding_twice(model, epochs):
@@ -337,7 +338,8 @@ def after_encoding(latent_dim, batch, k):
 
     def one():
         e = chosen.pattern
-        e = SparsePattern(e.col_indices, e.offsets, latent_dim)  # nothing is remembered from the last time
+        # a new pattern has no cached transpose
+        e = SparsePattern(e.col_indices, e.offsets, latent_dim)
         code = SparseCode(SparseEncode.apply(x, W, b, chosen.values, e), e)
         torch.autograd.grad(F.mse_loss(sparse_decode(code, D, offset), x), leaves)
     return one

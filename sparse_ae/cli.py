@@ -70,7 +70,7 @@ _REPORT_PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; 
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto;
   padding: 0 1rem; }}
 img {{ max-width: 100%; background: white; }}
 figure {{ margin: 2rem 0; }}

@@ -567,7 +567,7 @@ def absorption(
             pair = true_columns[:, [child]].multiply(columns[:, [latents[child]]]).tocsr()
             instead |= pair[rows].toarray()[:, 0] > 0
         silent = columns[:, [latents[parent]]].tocsr()[rows].toarray()[:, 0] == 0
-        rate = lambda where: silent[where].mean() if where.any() else np.nan
+        rate = lambda where, silent=silent: silent[where].mean() if where.any() else np.nan
         measured.append((parent, latents[parent], (silent & instead).mean(), rate(active),
                          rate(~active)))
     if not measured: raise ValueError("true_codes must have active parents, got none")

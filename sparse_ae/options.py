@@ -27,7 +27,7 @@ from .io import Checkpoint
 from .losses import METRICS, Penalty, get_penalty, mean_activation
 from .models import (BaseSparseAutoencoder, as_autoencoder, check_forward, encode_batch,
                               is_native, step_lock, why_not_native)
-from .scaling import GlobalScaling, Scaling
+from .scaling import Scaling
 from .targets import check_corrupted, corruption
 from .sparsity_control import ResultCheck, SparsityTarget, SparsityWarmup, reviver
 from .validation import (autocast_disabled, check_bool, check_choice, check_device,

@@ -16,7 +16,7 @@ import sparse_ae
 from sparse_ae import (ActivationStore, AnnealedPNorm, AuxiliaryLoss, AveragedWeights, BatchTopK,
                        Contractive, EarlyStopping, FeatureExplorer, Gated, GateReconstruction,
                        HardThreshold, HoyerTarget, Isometry, JumpReLU, LayerSparsity, LogFile,
-                       MatchingPursuit, Metric, NestedReconstruction, Penalty, Resample, Rows,
+                       MatchingPursuit, NestedReconstruction, Penalty, Resample, Rows,
                        SoftThreshold, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, Trainer,
                        TrainingDashboard, TrainingOptions, Unrolled, capture, compare_runs,
                        dictionary, digits, evaluate_in_network, evaluate_sparse_autoencoder,

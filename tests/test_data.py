@@ -112,7 +112,7 @@ def test_rows_are_checked_as_they_are_read(files, split, change, error, message)
     wrong = object.__new__(Wrong)
     vars(wrong).update(vars(files[0]))
     with pytest.raises(error, match=message):
-        for x in Batches('train_data', wrong, SparseAutoencoder(64, 5), 240, shuffle=True, seed=0,
+        for _ in Batches('train_data', wrong, SparseAutoencoder(64, 5), 240, shuffle=True, seed=0,
                          buffer_rows=10**6): pass
 
 

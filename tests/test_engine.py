@@ -112,7 +112,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(split, tmp_path):
     longer, history = go('parts', 6, resume=True)
     assert history['val_loss'] == expected['val_loss']
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), longer.parameters()))
-    again, unchanged = go('parts', 6, resume=True)  # nothing left to do
+    _, unchanged = go('parts', 6, resume=True)  # nothing left to do
     assert unchanged == history
     with pytest.raises(ValueError, match="learning_rate must be as in the checkpoint, 0.001, got"):
         fit(SparseAutoencoder(64, 20), *split, 6, 1e-2, 99, seed=0, verbose=0, resume=True,

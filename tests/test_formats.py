@@ -307,7 +307,9 @@ def test_trained_further_and_saved_as_a_model_of_this_library(tmp_path):
     losses = []
     for _ in range(50):
         losses.append((again(X.float()) - X.float()).square().mean())
-        optimizer.zero_grad(); losses[-1].backward(); optimizer.step()
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
     assert losses[-1] < losses[0]
 
 

@@ -43,7 +43,9 @@ def single(cls=SparseAutoencoder, activation=TopK, **options):
 def test_top_k_of_rows(shape, k, dtype):
     torch.manual_seed(0)
     u = torch.randn(shape, dtype=dtype, device='cuda')
-    for u in (u, u.round(), u - 2, torch.ones_like(u), u.where(u < 2.9, torch.nan)):
+    first = u
+    for u in (first, first.round(), first - 2, torch.ones_like(first),
+              first.where(first < 2.9, torch.nan)):
         values, indices = top_k(u, k)
         selected = values.nan_to_num(torch.inf).relu().sort(descending=True).values
         assert torch.equal(selected, u.nan_to_num(torch.inf).relu().topk(k).values)
@@ -57,9 +59,9 @@ def test_top_k_flat(n, k):
     bad = u.where(u < 2.9, torch.nan).cuda()
     indices = top_k_flat(bad, k)
     assert len(indices) == k and bad[indices].isnan().sum() == min(k, bad.isnan().sum())
-    for u in (u, u.round(), torch.zeros(n)):
-        by_sorting = u.sort(descending=True, stable=True).indices[:k].sort().values
-        assert torch.equal(top_k_flat(u.cuda(), k).cpu(), by_sorting)
+    for values in (u, u.round(), torch.zeros(n)):
+        by_sorting = values.sort(descending=True, stable=True).indices[:k].sort().values
+        assert torch.equal(top_k_flat(values.cuda(), k).cpu(), by_sorting)
 
 
 @pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])

@@ -16,8 +16,7 @@ from sparse_ae import (BatchTopK, Callback, FeatureExplorer, SparseAutoencoder,
                        local_dictionary, plot_reconstructions, sweep,
                        train_val_split,
                        train_sparse_autoencoder_with_early_stopping as train)
-from sparse_ae.models import encode_batch, why_not_native
-from sparse_ae.training import StepEngine
+from sparse_ae.models import why_not_native
 
 torch.manual_seed(0)
 X = torch.rand(400, 16)

@@ -81,7 +81,7 @@ def maps(folder, *parts):
 
 
 def nullable_frame():
-    return pd.DataFrame(X.numpy()).astype({k: 'Float32' for k in range(0, 16, 2)})
+    return pd.DataFrame(X.numpy()).astype(dict.fromkeys(range(0, 16, 2), 'Float32'))
 
 
 class Stored(Rows):
@@ -183,7 +183,7 @@ MISTAKES = {   # data: the error, and what its message says
     'pair': (lambda: (X, Y), TypeError, 'got tuple; give the inputs alone, or several arrays'),
     'twice': (lambda: (X, X), TypeError, 'got tuple; give the inputs alone, or several arrays'),
     'numbers': (lambda: X.tolist(), TypeError, 'got list; use np.array'),
-    'empty': (lambda: [], ValueError, 'must not be empty, got an empty list'),
+    'empty': (list, ValueError, 'must not be empty, got an empty list'),
     'samples': (lambda: list(X), ValueError, r'got one of shape \(16,\); use torch.stack'),
     'labels': (lambda: [X, Y], ValueError, r'got one of shape \(101,\)'),
     'widths': (lambda: [X, X[:, :3]], ValueError, r'one shape, got rows of shapes \(16,\), \(3,\)'),

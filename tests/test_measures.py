@@ -368,7 +368,7 @@ def test_clusters_do_not_link_zero_atoms():
 
 
 def test_map_of_a_model(runs, tmp_path):
-    runs, x = runs
+    runs, _ = runs
     model = runs[0].model
     xy = dictionary_coordinates(dictionary(model))
     np.testing.assert_array_equal(xy, dictionary_coordinates(dictionary(model)))
@@ -385,7 +385,7 @@ def test_plots_refuse_what_they_cannot_show():
 
 
 def test_the_device_and_dtype_of_torch_do_not_matter(runs):
-    runs, x = runs
+    runs, _ = runs
     atoms = [dictionary(run.model) for run in runs]
     expected = dictionary_stability(atoms[0], atoms[1:])
     torch.set_default_dtype(torch.float64)

@@ -484,9 +484,8 @@ def test_live_training_resumes_exactly(tmp_path):
 
 
 def test_live_rows_of_a_stream_end_training(tmp_path):
-    model, history = fit(Activations(network(), '0', iter(token_batches(5)), batch_size=50,
-                                     buffer_rows=100), torch.randn(50, WIDTH), num_epochs=9,
-                         steps_per_epoch=5)
+    stream = Activations(network(), '0', iter(token_batches(5)), batch_size=50, buffer_rows=100)
+    _, history = fit(stream, torch.randn(50, WIDTH), num_epochs=9, steps_per_epoch=5)
     assert history['stopped_by'] == 'data' and history['epochs_trained'] == 2
 
 

@@ -501,7 +501,9 @@ def test_without_a_loss_the_divergence_is_the_loss(network):
 @pytest.mark.parametrize('io', ['in', 'out'])
 def test_identity_and_zero_recover_all_and_nothing(network, io, dtype):
     class Factor(Duck):
-        def __init__(self, factor): super().__init__(); self.factor = factor
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
         def encode(self, x): return x
         def decode(self, z): return z * self.factor
     network.to(dtype)

@@ -35,8 +35,8 @@ def notebooks() -> list[Path]:
 
 def clean(nb) -> None:
     """Remove what `nbdev_clean` removes, outputs that pages hide (`output: false`), and outputs
-    that need a kernel: widget views and progress bars. Write the repository's address of `settings.ini`
-    into the cell that installs the library on Colab."""
+    that need a kernel: widget views and progress bars. Write the repository's address of
+    `settings.ini` into the cell that installs the library on Colab."""
     clean_nb(nb)
     nb['metadata'].pop('widgets', None)
     for cell in nb['cells']:
@@ -93,7 +93,9 @@ def readme() -> tuple[str, dict[str, bytes]]:
         directives = {line[2:].strip() for line in lines if line.startswith('#|')}
         source = '\n'.join(line for line in lines if not line.startswith('#|')).strip()
         if 'hide' in directives or not source: continue
-        if cell.cell_type == 'markdown': parts.append(source); continue
+        if cell.cell_type == 'markdown':
+            parts.append(source)
+            continue
         if 'echo: false' not in directives: parts.append(f'```python\n{source}\n```')
         for out in cell.outputs:
             data = out.get('data', {})

@@ -93,7 +93,7 @@ if __name__ == '__main__':
     for name, count in sorted(counts.items(), key=lambda item: -item[1])[:10]:
         print(f'{count:6}  {name}')
     print('\nexported cells: number, median lines, largest')
-    for path, exported in cells.items():
+    for exported in cells.values():
         if exported:
             lines = [cell.lines for cell in exported]
             print(f'{len(lines):6} {median(lines):6g} {max(lines):6}  {exported[0].notebook}')

@@ -148,7 +148,7 @@ def show_latent(
     latent:int,         # Index of the latent
 ) -> None:
     "Select a latent. Raises `ValueError` for one that does not exist."
-    self.widget   # creates the panel
+    _ = self.widget   # creates the panel
     self.panel.latent.value = self._check_latent(latent)
 
 @patch
@@ -214,7 +214,7 @@ def _draw_steering(self:FeatureExplorer) -> None:
 @patch
 def picture(self:FeatureExplorer) -> bytes:  # PNG file
     "Return the page of atoms and the selected latent as one picture."
-    self.widget   # creates the panel
+    _ = self.widget   # creates the panel
     sheets = []
     if self.tokens is None:
         atoms = self.atom_pictures(self.page_latents)

@@ -304,7 +304,8 @@ def table(
 ) -> list[TokenUse]:
     "Return the tokens on which the activations of a latent have the largest sums."
     pairs, rows = self.pairs, self.rows
-    pairs.merge(); rows.merge()
+    pairs.merge()
+    rows.merge()
     limits = torch.tensor([latent << 32, (latent + 1) << 32], device='cpu')
     first, stop = torch.searchsorted(pairs.keys, limits).tolist()
     sums, order = pairs.sums[first:stop].sort(descending=True, stable=True)

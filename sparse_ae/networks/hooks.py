@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..validation import check_choice, check_int
