@@ -115,7 +115,9 @@ def list_files(
     hub, failure = _hub(repo_id), None
     with _hub_errors(repo_id, '', revision):
         if not local_files_only:
-            try: return hub.HfApi(token=token).list_repo_files(repo_id, revision=revision)
+            try:   # one request, without the retries of a listing by folders
+                found = hub.HfApi(token=token).model_info(repo_id, revision=revision).siblings
+                return [file.rfilename for file in found or ()]
             except hub.utils.RevisionNotFoundError: raise
             except Exception as error: failure = error   # of one HTTP library or another
         try:

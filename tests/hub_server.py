@@ -4,9 +4,11 @@ that `huggingface_hub` uses to upload and download models.
 Small files are stored as they are, weights as LFS objects, which are downloaded from another origin
 (`localhost` instead of `127.0.0.1`) without the token, as from the content network of the Hub."""
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,6 +68,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), Handler)
         self.repos, self.lfs, self.log, self.hooks = {}, {}, [], []
         self.tokens = {'hf_owner': ('owner', True), 'hf_reader': ('owner', False)}
+        self.connections = []
         self.damage = {}     # path in a repository -> function of its content
         self.lock = threading.RLock()
 
@@ -79,6 +82,8 @@ class Hub(ThreadingHTTPServer):
     def __exit__(self, *error):
         self.shutdown()
         self.server_close()
+        for connection in self.connections:      # those that are kept alive, too
+            with contextlib.suppress(OSError): connection.shutdown(socket.SHUT_RDWR)
 
     def add(self, repo_id, files, **options):
         "Create a repository with one commit; return its hash."
@@ -91,6 +96,10 @@ class Hub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     disable_nagle_algorithm = True
+
+    def setup(self):
+        super().setup()
+        self.server.connections.append(self.connection)
 
     def log_message(self, *args): pass
 
@@ -109,8 +118,8 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(length)
         path, self.query = parts.path, parse_qs(parts.query)
         with hub.lock: hub.log.append((self.command, path))
-        for hook in list(hub.hooks): hook(self.command, path)
         try:
+            for hook in list(hub.hooks): hook(self.command, path)
             for method, pattern, function in ROUTES:
                 match = re.fullmatch(pattern, path)
                 if match and self.command in method:
