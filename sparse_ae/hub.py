@@ -72,6 +72,8 @@ def _address(repo_id:str, subfolder:str, revision:'str|None') -> str:
 def _translated(error:Exception, address:str) -> Exception:
     "Return the error of Python for an error of `huggingface_hub`."
     hub = require('huggingface_hub.utils', 'hub')
+    cause = error.__cause__ if isinstance(error, hub.LocalEntryNotFoundError) else None
+    if getattr(cause, 'response', None) is not None: error = cause   # the Hub was reached
     status = getattr(getattr(error, 'response', None), 'status_code', None)
     first = next(iter(str(error).strip().splitlines()), '') or type(error).__name__
     if isinstance(error, hub.GatedRepoError):
@@ -92,6 +94,7 @@ def _translated(error:Exception, address:str) -> Exception:
                            or getattr(error, 'errno', None)): return error   # such as a full disk
     return ConnectionError(f"{address}: {first}")
 
+# %% ../nbs/19_hub.ipynb #hub00034
 @contextmanager
 def _hub_errors(repo_id:str, subfolder:str='', revision:'str|None'=None) -> Iterator[None]:
     "Translate the errors of a block."

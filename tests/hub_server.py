@@ -242,7 +242,8 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(repo_id)
         oid = repo.resolve(revision)
         self.answer({'_id': oid[:24], 'id': repo_id, 'modelId': repo_id, 'sha': oid, 'tags': [],
-                     'private': repo.private, 'gated': repo.gated and 'manual', 'downloads': 0,
+                     'private': repo.private, 'gated': repo.gated and 'manual',
+                     'downloads': 0, 'likes': 0, 'author': repo_id.split('/')[0],
                      'siblings': [{'rfilename': path} for path in sorted(repo.commits[oid])]})
 
     def tree(self, repo_id, revision, folder=''):
