@@ -90,6 +90,7 @@ def _translated(error:Exception, address:str) -> Exception:
     if isinstance(error, hub.LocalTokenNotFoundError) or status in (401, 403):
         return PermissionError(f"{address}: token is missing, not valid or has too few rights "
                                f"({first})")
+    if status == 412: first = "another commit was made at the same time; upload again"
     if status is None and (isinstance(error, (TypeError, ValueError))
                            or getattr(error, 'errno', None)): return error   # such as a full disk
     return ConnectionError(f"{address}: {first}")

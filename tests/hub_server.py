@@ -117,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get('Content-Length') or 0)
         self.body = self.rfile.read(length)
         path, self.query = parts.path, parse_qs(parts.query)
-        with hub.lock: hub.log.append((self.command, path))
+        with hub.lock: hub.log.append((self.command, unquote(path)))
         try:
             for hook in list(hub.hooks): hook(self.command, path)
             for method, pattern, function in ROUTES:
