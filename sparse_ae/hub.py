@@ -31,7 +31,7 @@ def is_repo_id(
 ) -> bool:
     "Return whether `name` is an id `'owner/name'` of the Hub, and not a path."
     if not isinstance(name, str) or not re.fullmatch(r'[^./~\\:][^/\\:]*/[^/\\:]+', name): return False
-    return not name.endswith(_FILE_SUFFIXES) and not Path(name).exists()
+    return not name.endswith(_FILE_SUFFIXES) and not os.path.exists(name)
 
 def check_repo_id(
     repo_id:Any,      # Id that was passed
@@ -122,7 +122,6 @@ def list_files(
             try:   # one request, without the retries of a listing by folders
                 found = hub.HfApi(token=token).model_info(repo_id, revision=revision).siblings
                 return [file.rfilename for file in found or ()]
-            except hub.utils.RevisionNotFoundError: raise
             except Exception as error: failure = error   # of one HTTP library or another
         try:
             snapshot = Path(hub.snapshot_download(repo_id, revision=revision, cache_dir=cache_dir,
@@ -184,7 +183,9 @@ def describe_files(
     paths:list[str],         # Paths in a repository
 ) -> str:                    # End of an error message
     "Describe which folders of a repository hold a model, or what else it holds."
-    return describe_folders(folders_with(files, paths), paths)
+    folders = folders_with(files, paths)
+    remedy = '' if folders else '; sparse_ae.networks.formats.load reads files of other libraries'
+    return describe_folders(folders, paths) + remedy
 
 def describe_folders(
     folders:list[str],       # Folders that hold a model
@@ -327,7 +328,8 @@ def check_upload(
         raise TypeError(f"push_to_hub must be True or False, got {push_to_hub!r}")
     for name, value in dict(repo_id=repo_id, **options).items():
         if value not in (None, ''):
-            raise ValueError(f"{name} must be None unless push_to_hub=True, got {value!r}")
+            shown = 'a token' if name == 'token' else repr(value)
+            raise ValueError(f"{name} must be None unless push_to_hub=True, got {shown}")
     return False
 
 # %% ../nbs/19_hub.ipynb #hub00027
