@@ -30,8 +30,8 @@ def is_repo_id(
     name:Any,     # Path or id that was passed
 ) -> bool:
     "Return whether `name` is an id `'owner/name'` of the Hub, and not a path."
-    if not isinstance(name, str) or not re.fullmatch(r'[^./~\\:][^/\\:]*/[^/\\:]+', name): return False
-    return not name.endswith(_FILE_SUFFIXES) and not os.path.exists(name)
+    is_one = isinstance(name, str) and re.fullmatch(r'[^./~\\:][^/\\:]*/[^/\\:]+', name)
+    return bool(is_one) and not name.endswith(_FILE_SUFFIXES) and not os.path.exists(name)
 
 def check_repo_id(
     repo_id:Any,      # Id that was passed
@@ -69,21 +69,23 @@ def _address(repo_id:str, subfolder:str, revision:'str|None') -> str:
     inside = f', subfolder {subfolder!r}' if subfolder else ''
     return f"repository {repo_id!r}, revision {revision or 'main'!r}{inside}"
 
+_PROBLEMS = {   # a gated repository is also one that is not found, so the order matters
+    'GatedRepoError': (PermissionError, "the repository is gated; request access on its page, and "
+                                        "give the token of an account that has it"),
+    'RepositoryNotFoundError': (FileNotFoundError, "the Hub has no such repository, or it is "
+                                "private and needs token; no folder here has this name"),
+    'RevisionNotFoundError': (FileNotFoundError, "the repository has no such branch, tag or "
+                                                 "commit")}
+
 def _translated(error:Exception, address:str) -> Exception:
     "Return the error of Python for an error of `huggingface_hub`."
     hub = require('huggingface_hub.utils', 'hub')
     cause = error.__cause__ if isinstance(error, hub.LocalEntryNotFoundError) else None
     if getattr(cause, 'response', None) is not None: error = cause   # the Hub was reached
+    for name, (kind, problem) in _PROBLEMS.items():
+        if isinstance(error, getattr(hub, name)): return kind(f"{address}: {problem}")
     status = getattr(getattr(error, 'response', None), 'status_code', None)
     first = next(iter(str(error).strip().splitlines()), '') or type(error).__name__
-    if isinstance(error, hub.GatedRepoError):
-        return PermissionError(f"{address}: the repository is gated; request access on its page, "
-                               "and give the token of an account that has it")
-    if isinstance(error, hub.RepositoryNotFoundError):
-        return FileNotFoundError(f"{address}: the Hub has no such repository, or it is private and "
-                                 "needs token; no folder here has this name")
-    if isinstance(error, hub.RevisionNotFoundError):
-        return FileNotFoundError(f"{address}: the repository has no such branch, tag or commit")
     if isinstance(error, hub.LocalEntryNotFoundError):
         return FileNotFoundError(f"{address}: the files are not in the cache, and the Hub cannot "
                                  f"be reached ({first})")
@@ -139,8 +141,8 @@ def folders_with(
     "Return the folders that hold all `files`."
     files, paths = list(files), set(paths)
     last = '/' + files[0]
-    candidates = sorted({('/' + path)[:-len(last)] for path in paths if ('/' + path).endswith(last)})
-    return [folder[1:] or '.' for folder in candidates
+    candidates = {('/' + path)[:-len(last)] for path in paths if ('/' + path).endswith(last)}
+    return [folder[1:] or '.' for folder in sorted(candidates)
             if all(f'{folder}/{file}'[1:] in paths for file in files)]
 
 # %% ../nbs/19_hub.ipynb #hub00016
@@ -239,7 +241,8 @@ def _front_matter(metadata:Mapping) -> str:
 def _table(head:tuple[str, ...], rows:Iterable[tuple]) -> str:
     "Markdown table."
     lines = [head, ('---',)*len(head), *rows]
-    return ''.join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    cells = ([str(value).replace('|', r'\|') for value in line] for line in lines)
+    return ''.join(f"| {' | '.join(line)} |\n" for line in cells)
 
 def _loading_lines(call:str, repo_id:'str|None', subfolder:str) -> str:
     "Three lines of Python that load a model."
@@ -347,6 +350,7 @@ def upload(
 ) -> str:                                # Address of the commit
     "Upload files as one commit. Raises the errors of the table above."
     hub, prefix = _hub(repo_id), repo_prefix(subfolder)
+    message = commit_message or f"Add a model{f' in {subfolder}' if subfolder else ''}"
     api, add = hub.HfApi(token=token, library_name='sparse_ae'), hub.CommitOperationAdd
     with _hub_errors(repo_id, subfolder, revision):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -359,5 +363,5 @@ def upload(
                       *(add(path, text.encode()) for path, text in new.items())]
         commit = api.create_commit(
             repo_id, operations, revision=revision, parent_commit=head.sha if new else None,
-            commit_message=commit_message or f"Add a model{f' in {subfolder}' if subfolder else ''}")
+            commit_message=message)
     return str(commit.commit_url)

@@ -259,7 +259,8 @@ class Handler(BaseHTTPRequestHandler):
         start = int(self.query.get('cursor', ['0'])[0])      # pages, as on the Hub, but short
         headers = {}
         if start + 50 < len(entries):
-            after = f'{self.server.url}{urlsplit(self.path).path}?recursive=true&cursor={start + 50}'
+            path = urlsplit(self.path).path
+            after = f'{self.server.url}{path}?recursive=true&cursor={start + 50}'
             headers['Link'] = f'<{after}>; rel="next"'
         self.answer(entries[start:start + 50], **headers)
 

@@ -302,10 +302,11 @@ def test_the_cache_without_a_server(environment, hub, tmp_path):
         assert len(gets) == 2        # of `config.json` and `cfg.json`; weights are elsewhere
         assert len([path for _, path in server.log if '/cdn/' in path]) == 2
     # now the server is closed
+    not_cached = [(function, name, folder) for function in (load, formats.load)
+                  for name, folder in ((repo, 'wide'), ('owner/unknown', ''))]
     assert_loaded(process(load, repo), new_model())
     assert_loaded(process(formats.load, saelens, subfolder='a'), plain)
-    for function, name, folder in ((load, repo, 'wide'), (load, 'owner/unknown', ''),
-                                   (formats.load, repo, 'wide'), (formats.load, 'owner/unknown', '')):
+    for function, name, folder in not_cached:
         with pytest.raises(FileNotFoundError, match=name): process(function, name, subfolder=folder)
     process.pool.shutdown()
     offline = Process(**environment | dict(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE='1'))
@@ -314,8 +315,7 @@ def test_the_cache_without_a_server(environment, hub, tmp_path):
     assert_loaded(offline(formats.load, repo), new_model())
     assert_loaded(offline(formats.load, saelens, subfolder='a'), plain)
     assert_loaded(offline(load, repo, local_files_only=True), new_model())
-    for function, name, folder in ((load, repo, 'wide'), (load, 'owner/unknown', ''),
-                                   (formats.load, repo, 'wide'), (formats.load, 'owner/unknown', '')):
+    for function, name, folder in not_cached:
         with pytest.raises(FileNotFoundError, match=name): offline(function, name, subfolder=folder)
     with pytest.raises(FileNotFoundError, match='not in the cache'):
         offline(load, repo, cache_dir=tmp_path/'empty')
@@ -346,7 +346,8 @@ def test_downloads_of_a_wrong_size(call, hub, repo, name):
     hub.add(repo, model_files())
     hub.damage[name] = lambda content: content[:-9]
     for function in (load, formats.load):
-        with pytest.raises(ConnectionError, match=f"repository '{repo}'.*size"): call(function, repo)
+        with pytest.raises(ConnectionError, match=f"repository '{repo}'.*size"):
+            call(function, repo)
     hub.damage.clear()
     assert_loaded(call(load, repo), new_model())
 
@@ -445,7 +446,8 @@ def test_formats_from_the_hub(call, hub, repo, tmp_path):
         assert call(formats.load, repo, folder.split('/')[0], subfolder=folder)[0] == expected[0]
     weights = 'dictionary_learning/layer_3/average_l0_71/ae.pt'
     assert call(formats.load, repo, subfolder=weights)[0] == 'SparseAutoencoder'
-    for format, listed in (('auto', list(models)), ('sparsify', ['sparsify/layer_1/average_l0_71'])):
+    for format, listed in (('auto', list(models)),
+                           ('sparsify', ['sparsify/layer_1/average_l0_71'])):
         with pytest.raises(FileNotFoundError) as error: call(formats.load, repo, format)
         message = str(error.value)
         assert repo in message and all(repr(folder) in message for folder in listed)
