@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CONFIG', 'MODEL_CLASSES', 'CHECKPOINT', 'CHECKPOINT_FIELDS', 'RESUMABLE_OPTIONS', 'atomic_write',
-           'write_state', 'read_state', 'Checkpoint', 'run_identity', 'training_state', 'restore_training_state',
-           'resume_training']
+           'save_files', 'write_state', 'read_state', 'Checkpoint', 'run_identity', 'training_state',
+           'restore_training_state', 'resume_training']
 
 # %% ../nbs/11_io.ipynb #764a34ba
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 from fastcore.basics import patch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .callbacks import Callback, StopTraining
+from .hub import (README, card_text, check_upload, collection_card, local_folder,
+                           repo_prefix, upload)
 from .losses import PENALTIES
 from .models import (BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder, between_steps)
@@ -63,16 +65,65 @@ def _write_model(model:BaseSparseAutoencoder, folder:Path) -> None:
     with atomic_write(folder/CONFIG) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + '\n')
 
+# %% ../nbs/11_io.ipynb #saving04
+def save_files(
+    model:nn.Module,                      # Model of this library
+    folder:'str|Path',                    # Created if it does not exist
+    write:Callable[[Path], None],         # Function that creates a folder with the files
+    files:Iterable[str],                  # Names of the files
+    *,
+    push_to_hub:bool=False,               # Whether to upload the files
+    repo_id:'str|None'=None,              # Repository `'owner/name'`, which is created if needed
+    subfolder:str='',                     # Folder within the repository
+    revision:'str|None'=None,             # Branch, which is created if needed
+    private:'bool|None'=None,             # Whether a new repository is private
+    token:'str|bool|None'=None,           # Access token; `None`: the stored one
+    commit_message:'str|None'=None,       # First line of the commit's message
+    card:'Mapping|str|bool|None'=None,    # Results or text of the card; `None`: only for an upload
+    **loading:Any,                        # `call` and `metadata` of `model_card`
+) -> 'str|None':                          # Address of the commit
+    "Write the files of a model and its card into a local folder, and upload them if wanted."
+    where = dict(subfolder=subfolder, revision=revision, private=private, token=token,
+                 commit_message=commit_message)
+    check_upload(push_to_hub, repo_id, **where)
+    text = card_text(model, card, push_to_hub, repo_id=repo_id, subfolder=subfolder, **loading)
+    folder = as_path('folder', folder)
+    write(folder)
+    if text is not None and not (folder/README).exists():
+        with atomic_write(folder/README) as temporary: temporary.write_text(text, encoding='utf-8')
+    if not push_to_hub: return None
+    cards, prefix = {}, repo_prefix(subfolder)
+    if text is not None: cards[prefix + README] = (folder/README).read_text(encoding='utf-8')
+    if text is not None and prefix: cards[README] = collection_card(repo_id, subfolder, **loading)
+    return upload(folder, files, repo_id, cards=cards, **where)
+
+# %% ../nbs/11_io.ipynb #saving05
 @patch
 def save_pretrained(
     self:BaseSparseAutoencoder,
     folder:'str|Path',    # Created if it does not exist; an earlier model in it is replaced
-) -> None:
-    "Write `model.safetensors` and `config.json` into `folder`."
+    *,
+    push_to_hub:bool=False,               # Whether to upload the model to the Hugging Face Hub
+    repo_id:'str|None'=None,              # Repository `'owner/name'`, which is created if needed
+    subfolder:str='',                     # Folder within the repository
+    revision:'str|None'=None,             # Branch, which is created if needed
+    private:'bool|None'=None,             # Whether a new repository is private
+    token:'str|bool|None'=None,           # Access token; `None`: the stored one
+    commit_message:'str|None'=None,       # First line of the commit's message
+    card:'Mapping|str|bool|None'=None,    # Results or text of the card; `None`: only for an upload
+) -> 'str|None':                          # Address of the commit on the Hub, if there is one
+    """Write `model.safetensors` and `config.json` into `folder`, and upload them if wanted.
+
+    An upload raises `ImportError`, `FileNotFoundError`, `PermissionError`, `ValueError` or
+    `ConnectionError`; the local files are then complete."""
     if type(self) not in MODEL_CLASSES.values():
         raise TypeError(f"model must be one of {', '.join(MODEL_CLASSES)} to be loaded again, "
                         f"got {type(self).__name__}")
-    _write_model(between_steps(self), make_folder('folder', folder))
+    model = between_steps(self)
+    write = lambda path: _write_model(model, make_folder('folder', path))
+    return save_files(model, folder, write, (CONFIG, WEIGHTS), push_to_hub=push_to_hub,
+                      repo_id=repo_id, subfolder=subfolder, revision=revision, private=private,
+                      token=token, commit_message=commit_message, card=card)
 
 # %% ../nbs/11_io.ipynb #6a5d211f
 def _read_config(
@@ -126,17 +177,28 @@ def _read_model(
         raise ValueError(f"{CONFIG} and {WEIGHTS} in {folder} are from different saves")
     return model.eval()
 
+# %% ../nbs/11_io.ipynb #loading3
 @patch(cls_method=True)
 def from_pretrained(
     cls:BaseSparseAutoencoder,
-    folder:'str|Path',                 # Folder written by `save_pretrained`
+    folder:'str|Path',                 # Folder of `save_pretrained`, or repository `'owner/name'`
     device:'str|torch.device'='cpu',   # Device of the parameters
+    *,
+    subfolder:str='',                  # Folder within `folder` or the repository
+    revision:'str|None'=None,          # Branch, tag or commit; `None`: the main branch
+    token:'str|bool|None'=None,        # Access token; `None`: the stored one
+    cache_dir:'str|Path|None'=None,    # Folder of the cache; `None`: that of `huggingface_hub`
+    local_files_only:bool=False,       # Whether to use the cache only
+    force_download:bool=False,         # Whether to download files that are in the cache
 ) -> BaseSparseAutoencoder:            # The model, in eval mode
-    """Load the model in `folder`.
+    """Load the model in a folder, or in a repository of the Hugging Face Hub.
 
-    Raises `FileNotFoundError` if a file is missing, `ValueError` if a file is damaged or the
-    folder holds a model of another class."""
-    return _read_model(cls, as_path('folder', folder), device)
+    Raises `FileNotFoundError` if it is missing, `ValueError` if a file is damaged or the model is
+    of another class, and for the Hub also `ImportError`, `PermissionError` or `ConnectionError`."""
+    folder = local_folder('folder', folder, (CONFIG, WEIGHTS), subfolder=subfolder,
+                          revision=revision, token=token, cache_dir=cache_dir,
+                          local_files_only=local_files_only, force_download=force_download)
+    return _read_model(cls, folder, device)
 
 # %% ../nbs/11_io.ipynb #bbafcf63
 _JSON_TYPES = (bool, int, float, str, type(None))  # JSON returns these unchanged

@@ -5,22 +5,25 @@
 # %% auto #0
 __all__ = ['FORMATS', 'read_dictionary_learning', 'write_dictionary_learning', 'read_sparsify', 'write_sparsify', 'read_openai',
            'read_gemma_scope', 'read_gemma_scope_2', 'write_gemma_scope', 'read_llama_scope', 'read_llama_scope_r1',
-           'read_qwen_scope', 'read_goodfire', 'Format', 'find_format', 'read_weights', 'load', 'save']
+           'read_qwen_scope', 'read_goodfire', 'Format', 'find_format', 'read_weights', 'RepoFiles', 'find_repo_files',
+           'load', 'save']
 
 # %% ../../nbs/networks/08_formats.ipynb #format02
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..activations import (AbsTopK, BatchTopK, CodeActivation, Gated, GroupMax, Identity,
                                    JumpReLU, ReLU, TopK)
-from ..io import CONFIG, WEIGHTS, atomic_write
+from ..hub import (describe_folders, download, folders_with, is_repo_id, list_files,
+                           local_folder, repo_prefix)
+from ..io import CONFIG, WEIGHTS, atomic_write, save_files
 from ..models import BaseSparseAutoencoder
 from .conversions import (SingleLayer, batch_topk_parts, decoder_norms,
                                             fold_decoder_bias, fold_scaling, from_model,
@@ -326,20 +329,22 @@ class Format(NamedTuple):
     write:'Callable|None'=None                         # Writer, if there is one
     pattern:str=''                                     # Name of a single file ...
     keys:tuple[str, ...]=()                            # ... and its keys, by which it is known
+    optional:tuple[str, ...]=()                        # Files that are read if they exist
 
 def _read_own(path:Path, options:ReadOptions) -> SingleLayer:
     return from_model(BaseSparseAutoencoder.from_pretrained(path))
 
 FORMATS = {
     'sparse_ae': Format((CONFIG, WEIGHTS), _read_own),
-    'saelens': Format(('cfg.json', 'sae_weights.safetensors'), read_saelens, write_saelens),
+    'saelens': Format(('cfg.json', 'sae_weights.safetensors'), read_saelens, write_saelens,
+                      optional=('activation_scaler.json',)),
     'sparsify': Format(('cfg.json', 'sae.safetensors'), read_sparsify, write_sparsify),
     'dictionary_learning': Format(('config.json', 'ae.pt'), read_dictionary_learning,
                                   write_dictionary_learning),
     'gemma_scope': Format(('params.npz',), read_gemma_scope, write_gemma_scope, '*.npz',
                           ('threshold', 'b_dec')),
     'gemma_scope_2': Format(('params.safetensors',), read_gemma_scope_2, None, '*.safetensors',
-                            ('threshold', 'w_enc')),
+                            ('threshold', 'w_enc'), ('config.json',)),
     'llama_scope': Format(('hyperparams.json', 'checkpoints/final.safetensors'), read_llama_scope),
     'llama_scope_r1': Format(('config.json', 'sae_weights.safetensors'), read_llama_scope_r1),
     'openai': Format((), read_openai, None, '*.pt', ('pre_bias', 'latent_bias')),
@@ -396,9 +401,57 @@ def read_weights(
         path = path.parent
     return FORMATS[format].read(path, options)
 
+# %% ../../nbs/networks/08_formats.ipynb #format48
+class RepoFiles(NamedTuple):
+    "Files of a model in a repository."
+    folder:str                     # Their folder
+    files:tuple[str, ...]          # Files that must exist
+    optional:tuple[str, ...]=()    # Files that are read if they exist
+    path:str=''                    # Path for the reader, within the folder
+
+def find_repo_files(
+    paths:Collection[str],    # Paths of all files in the repository
+    subfolder:str='',         # Folder or file in the repository
+    format:str='auto',        # Name of the format; `'auto'`: it is recognised
+) -> 'RepoFiles|None':        # `None` if there is no model of the format
+    "Return the files in a repository that a model needs."
+    paths, place = set(paths), PurePosixPath(repo_prefix(subfolder))
+    names = FORMATS if format == 'auto' else [format]
+    folder = place.parent if str(place) in paths else place
+    for chosen in (FORMATS[name] for name in names):
+        there = chosen.files and all(str(folder/file) in paths for file in chosen.files)
+        if there and (folder == place or place.name in chosen.files):
+            return RepoFiles(str(folder), chosen.files, chosen.optional)
+    if str(place) not in paths: return None
+    configs = tuple(str(parent/'config.json') for parent in place.parents[:2])
+    return RepoFiles('', (str(place),), configs, str(place))
+
+# %% ../../nbs/networks/08_formats.ipynb #format50
+def _download_model(
+    repo_id:str,              # Repository `'owner/name'`
+    format:str,               # Name of the format, or `'auto'`
+    subfolder:str,            # Folder or file in the repository
+    force_download:bool,      # Whether to download files that are in the cache
+    **where:Any,              # Other arguments of `download`
+) -> Path:                    # Folder or file for a reader
+    "Download the files of a model. Raises `FileNotFoundError` if there is no model."
+    paths = list_files(repo_id, **where)
+    found = find_repo_files(paths, subfolder, format)
+    if found is None:
+        names = [name for name in FORMATS if format in ('auto', name)]
+        folders = sorted({folder for name in names if FORMATS[name].files
+                          for folder in folders_with(FORMATS[name].files, paths)})
+        raise FileNotFoundError(
+            f"repository {repo_id!r}, revision {where['revision'] or 'main'!r}: subfolder must be "
+            f"the folder of a model, or its file if it has one file, got {subfolder!r}; "
+            f"{describe_folders(folders, paths)}")
+    folder = download(repo_id, found.files, optional=found.optional, subfolder=found.folder,
+                      force_download=force_download, **where)
+    return folder/found.path if found.path else folder
+
 # %% ../../nbs/networks/08_formats.ipynb #format45
 def load(
-    path:'str|Path',                    # Folder or file
+    path:'str|Path',                    # Folder, file, or repository `'owner/name'` of the Hub
     format:str='auto',                  # Name of the format; `'auto'`: it is recognised
     *,
     dtype:'torch.dtype|None'=None,      # Dtype of the model; `None`: that of the file
@@ -407,12 +460,23 @@ def load(
     input_scale:'float|None'=None,      # Factor of the inputs in training, where the file lacks it
     normalized_inputs:bool=False,       # Whether inputs will be normalised one by one
     transcoder:bool=False,              # Whether targets are not the inputs, if the file lacks it
+    subfolder:str='',                   # Folder or file within the folder or repository
+    revision:'str|None'=None,           # Branch, tag or commit; `None`: the main branch
+    token:'str|bool|None'=None,         # Access token; `None`: the stored one
+    cache_dir:'str|Path|None'=None,     # Folder of the cache; `None`: that of `huggingface_hub`
+    local_files_only:bool=False,        # Whether to use the cache only
+    force_download:bool=False,          # Whether to download files that are in the cache
 ) -> BaseSparseAutoencoder:             # The model, in eval mode
     """Load a model of any format.
 
     Raises `FileNotFoundError` if a file is missing, `ValueError` if one is damaged or holds a model
-    that this library cannot compute."""
+    that this library cannot compute; for the Hub also `ImportError`, `PermissionError` or
+    `ConnectionError`."""
     check_choice('format', format, ('auto', *FORMATS))
+    if is_repo_id(path):
+        path = _download_model(path, format, subfolder, force_download, revision=revision,
+                               token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    else: path = local_folder('path', path, (), subfolder=subfolder, revision=revision)
     if format == 'auto': format, path = find_format(path)
     if format == 'sparse_ae':
         model = BaseSparseAutoencoder.from_pretrained(path, device)
@@ -428,13 +492,20 @@ def save(
     format:str='saelens',           # Format that can be written
     *,
     metadata:'dict|None'=None,      # Entries of the configuration, such as `hook_name`
-) -> None:
-    """Write a model in the format of another library.
+    push_to_hub:bool=False,         # Whether to upload the model to the Hugging Face Hub
+    **options:Any,                  # Other arguments of `save_pretrained`, such as `repo_id`
+) -> 'str|None':                    # Address of the commit on the Hub, if there is one
+    """Write a model in the format of another library, and upload it if wanted.
 
     Raises `ValueError` for a model that the format cannot hold."""
     writable = ['sparse_ae', *(name for name, f in FORMATS.items() if f.write)]
-    if check_choice('format', format, writable) == 'sparse_ae': return model.save_pretrained(folder)
+    if check_choice('format', format, writable) == 'sparse_ae':
+        return model.save_pretrained(folder, push_to_hub=push_to_hub, **options)
     if not isinstance(metadata, (dict, type(None))):
         raise TypeError(f"metadata must be a dictionary, got {type(metadata).__name__}")
     json.dumps(metadata)      # an error here leaves no half-written folder
-    FORMATS[format].write(from_model(model), as_path('folder', folder), metadata or {})
+    layer, chosen = from_model(model), FORMATS[format]
+    return save_files(model, folder, lambda path: chosen.write(layer, path, metadata or {}),
+                      chosen.files, push_to_hub=push_to_hub, **options,
+                      call='sparse_ae.networks.formats:load',
+                      metadata=dict(library_name='saelens') if format == 'saelens' else {})
