@@ -302,6 +302,18 @@ def _write(path:Path, values:dict) -> None:
     text = json.dumps(values, separators=(',', ':'), allow_nan=False)
     with atomic_write(path) as temporary: temporary.write_text(text, encoding='utf-8')
 
+def _finish_folder(folder:Path, paths:list[Path], names:dict, explorer:FeatureExplorer,
+                   chosen:Tensor) -> None:
+    "Write the list of dead latents, and remove the files of an earlier run."
+    dead = chosen[explorer.stats.count[chosen] == 0].tolist()
+    entries = {key: value for key, value in names.items() if key != 'sae_id_suffix'}
+    _write(folder/'skipped_indexes.json', entries | dict(
+        layer=str(names['layer']), skipped_indexes=dead,
+        log_sparsity=round(-np.log10(max(1, explorer.stats.n)), 5)))
+    for path in folder.glob('batch-*.json'):
+        if path not in paths and re.fullmatch(r'batch-\d+\.json', path.name): path.unlink()
+
+# %% ../../nbs/networks/10_viewers.ipynb #viewer29
 def write_dashboards(
     explorer:FeatureExplorer,    # Explorer of text, with `tokens` or `token_text`
     folder:'str|Path',           # Created if it does not exist; dashboards in it are replaced
@@ -339,14 +351,3 @@ def write_dashboards(
                 records = records[size:]
     _finish_folder(folder, paths, names, explorer, chosen)
     return paths
-
-def _finish_folder(folder:Path, paths:list[Path], names:dict, explorer:FeatureExplorer,
-                   chosen:Tensor) -> None:
-    "Write the list of dead latents, and remove the files of an earlier run."
-    dead = chosen[explorer.stats.count[chosen] == 0].tolist()
-    entries = {key: value for key, value in names.items() if key != 'sae_id_suffix'}
-    _write(folder/'skipped_indexes.json', entries | dict(
-        layer=str(names['layer']), skipped_indexes=dead,
-        log_sparsity=round(-np.log10(max(1, explorer.stats.n)), 5)))
-    for path in folder.glob('batch-*.json'):
-        if path not in paths and re.fullmatch(r'batch-\d+\.json', path.name): path.unlink()
