@@ -9,7 +9,7 @@ __all__ = ['ViewerConfig', 'ViewerAutoencoder', 'write_dashboards']
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,10 +24,10 @@ from ..activations import eval_mode
 from ..callbacks import progress_bar
 from ..eval_viz import dictionary
 from ..io import atomic_write
-from ..lab.explorer import FeatureExplorer
-from ..lab.text import logit_lens
+from ..lab.explorer import FeatureExplorer, LatentView
 from ..models import BaseSparseAutoencoder, check_autoencoder, hold_steps, is_native
-from ..validation import as_tensor, check_int, gradients_enabled, make_folder
+from ..validation import (as_tensor, autocast_disabled, check_int, gradients_enabled,
+                                  make_folder)
 
 # %% ../../nbs/networks/10_viewers.ipynb #viewer06
 def _pre_activation(model:nn.Module, x:Tensor) -> Tensor:
@@ -242,32 +242,38 @@ def _bar_centres(low:float, high:float) -> list[float]:
     edges = torch.linspace(low, high, _BARS + 1, dtype=torch.float64, device='cpu')
     return _rounded((edges[1:] + edges[:-1]) / 2)
 
-def _activation_records(explorer:FeatureExplorer, latent:int) -> list[dict]:
+def _activation_records(explorer:FeatureExplorer, view:LatentView) -> list[dict]:
     "Contexts of the top activations and of the examples at quantiles."
-    view, stats = explorer.describe(latent), explorer.stats
+    stats = explorer.stats
     shown, groups = {sample for _, sample in view.top}, []
     groups += [(sample, -1., view.largest, -1.) for _, sample in view.top]
     for value, sample in view.quantiles:
         if sample in shown: continue
         k = int(torch.bucketize(abs(value), stats.edges[1:-1]))
         groups.append((sample, *stats.edges[k:k + 2].tolist(), view.histogram[k] / stats.n))
-    contexts = explorer._contexts(latent, [group[0] for group in groups])
+    contexts = explorer._contexts(view.latent, [group[0] for group in groups])
     return [dict(bin_min=round(low, 5), bin_max=round(high, 5), bin_contains=round(share, 5),
                  tokens=list(context.texts), values=_rounded(values),
                  qualifying_token_index=sample - context.rows.start)
             for (sample, low, high, share), (context, values) in zip(groups, contexts)]
 
-def _logit_records(explorer:FeatureExplorer, atom:Tensor) -> dict[str, list]:
+def _logit_records(scores:'Tensor|None', names:'Sequence[str]|None') -> dict[str, list]:
     "Outputs that an atom raises and lowers most, and the histogram of its scores."
-    names = ('pos_str', 'pos_values', 'neg_str', 'neg_values', 'logits_hist_data_bar_heights',
-             'logits_hist_data_bar_values')
-    if explorer.output_weights is None: return {name: [] for name in names}
-    found = logit_lens(explorer.output_weights, explorer.output_names, atom)
-    scores = explorer.output_weights.float() @ atom
+    keys = ('pos_str', 'pos_values', 'neg_str', 'neg_values', 'logits_hist_data_bar_heights',
+            'logits_hist_data_bar_values')
+    if scores is None: return {key: [] for key in keys}
+    n, columns = min(10, len(scores)), []
+    for largest in (True, False):
+        values, indices = scores.topk(n, largest=largest)
+        columns += [[names[i] for i in indices.tolist()], _rounded(values)]
     low, high = scores.min().item(), scores.max().item()
-    columns = [[column[k] for column in side] for side in found for k in (0, 1)]
-    return dict(zip(names, (columns[0], _rounded(columns[1]), columns[2], _rounded(columns[3]),
-                            scores.histc(_BARS).int().tolist(), _bar_centres(low, high))))
+    return dict(zip(keys, (*columns, scores.histc(_BARS).int().tolist(), _bar_centres(low, high))))
+
+def _score_rows(explorer:FeatureExplorer, latents:Tensor) -> Iterator['Tensor|None']:
+    "Scores of the outputs for each latent, computed for 32 latents at a time."
+    for part in latents.split(32):
+        if explorer.output_weights is None: yield from [None]*len(part)
+        else: yield from explorer.atoms()[part] @ explorer.output_weights.float().T
 
 # %% ../../nbs/networks/10_viewers.ipynb #viewer22
 def _table(name:str, order:Tensor, **columns:Tensor) -> dict[str, list]:
@@ -276,23 +282,25 @@ def _table(name:str, order:Tensor, **columns:Tensor) -> dict[str, list]:
     return {f'{name}_indices': indices.tolist(),
             **{f'{name}_{title}': _rounded(values[indices]) for title, values in columns.items()}}
 
+@autocast_disabled()
 def _latent_records(explorer:FeatureExplorer, latents:Tensor, bar:Any, facts:dict) -> list[dict]:
     "Record of each latent."
     moments, counts = _second_pass(explorer, latents, bar)
     n, records = explorer.latent_dim, []
-    for k, (latent, rho, cosine) in enumerate(zip(latents.tolist(), *moments.correlations())):
-        atom, density = explorer.atoms()[latent], explorer.stats.density[latent].item()
+    for latent, rho, cosine, bars, scores in zip(latents.tolist(), *moments.correlations(), counts,
+                                                 _score_rows(explorer, latents)):
+        atom, view = explorer.atoms()[latent], explorer.describe(latent)
         others = rho[:n].clone()
         others[latent] = -torch.inf
         share = atom.abs() / atom.abs().sum().clamp(min=1e-30)
         records.append(dict(
             feature_index=latent, **_table('neuron_alignment', atom, values=atom, l1=share),
             **_table('correlated_neurons', rho[n:], pearson=rho[n:], l1=cosine[n:]),
-            **_table('correlated_features', others[:], pearson=rho[:n], l1=cosine[:n]),
-            frac_nonzero=round(density, 5), freq_hist_data_bar_heights=counts[k].int().tolist(),
-            freq_hist_data_bar_values=_bar_centres(0, explorer.describe(latent).largest),
-            **_logit_records(explorer, atom), **facts, decoder_weights_dist=[],
-            vector=_rounded(atom), activations=_activation_records(explorer, latent)))
+            **_table('correlated_features', others, pearson=rho[:n], l1=cosine[:n]),
+            frac_nonzero=round(view.density, 5), freq_hist_data_bar_heights=bars.int().tolist(),
+            freq_hist_data_bar_values=_bar_centres(0, view.largest),
+            **_logit_records(scores, explorer.output_names), **facts, decoder_weights_dist=[],
+            vector=_rounded(atom), activations=_activation_records(explorer, view)))
     return records
 
 # %% ../../nbs/networks/10_viewers.ipynb #viewer24
