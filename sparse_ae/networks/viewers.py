@@ -44,6 +44,7 @@ def _first_order_encoder(model:nn.Module, origin:Tensor) -> tuple[Tensor, Tensor
     return matrix.T, bias
 
 @torch.no_grad()
+@autocast_disabled()
 def _linear_parts(model:nn.Module) -> dict[str, Tensor]:
     "Encoder, atoms and biases in the unit of the data, before equation (1)."
     where = dict(dtype=model.dtype, device=model.device)
@@ -115,14 +116,15 @@ class ViewerAutoencoder(nn.Module):
                 raise ValueError(f"model must have {name}, {type(model).__name__} has none")
         if getattr(model, 'is_transcoder', False):
             raise ValueError("model must reconstruct its inputs, got a transcoder")
-        with hold_steps(model): self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        parts = _linear_parts(self.model)
-        norms = torch.linalg.vector_norm(parts['W_dec'], dim=1)
-        norms = norms.masked_fill(norms == 0, 1)
-        parts |= dict(W_enc=parts['W_enc'] * norms, b_enc=parts['b_enc'] * norms,
-                      W_dec=parts['W_dec'] / norms[:, None], norms=norms)
-        for name, value in parts.items():
-            self.register_buffer(name, value.detach().to(model.device, model.dtype))
+        with torch.inference_mode(False), hold_steps(model):
+            self.model = copy.deepcopy(model).eval().requires_grad_(False)
+            parts = _linear_parts(self.model)
+            norms = torch.linalg.vector_norm(parts['W_dec'], dim=1)
+            norms = norms.masked_fill(norms == 0, 1)
+            parts |= dict(W_enc=parts['W_enc'] * norms, b_enc=parts['b_enc'] * norms,
+                          W_dec=parts['W_dec'] / norms[:, None], norms=norms)
+            for name, value in parts.items():
+                self.register_buffer(name, value.detach().to(model.device, model.dtype))
         self.cfg = ViewerConfig(model.input_dim, model.latent_dim,
                                 str(model.dtype).removeprefix('torch.'), hook_name, **metadata)
 
@@ -217,7 +219,8 @@ def _second_pass(
 ) -> tuple[_Moments, Tensor]:   # Moments, and counts of shape `(len(latents), _BARS)`
     "Collect correlations and histograms over the rows of the explorer's statistics."
     stats, model, like = explorer.stats, explorer.model, explorer.like
-    moments, counts = _Moments(latents.to(like.device)), torch.zeros(len(latents), _BARS)
+    moments = _Moments(latents.to(like.device))
+    counts = torch.zeros(len(latents), _BARS, dtype=torch.float32, device='cpu')
     largest = stats.top_values[latents, 0]
     block = max(1, min(8192, 2**23 // explorer.latent_dim))
     for start in range(0, stats.n, block):
