@@ -346,8 +346,9 @@ def write_dashboards(
     chosen = range(explorer.latent_dim) if latents is None else latents
     chosen = torch.tensor([explorer._check_latent(i) for i in chosen], device='cpu').long()
     active = chosen[stats.count[chosen] > 0]
-    samples = np.unique(np.asarray(explorer.tokens.columns.samples[:stats.n]), return_counts=True)[1]
-    facts = dict(n_prompts_total=len(samples), n_tokens_in_prompt=int(samples.max(initial=0)),
+    samples = np.asarray(explorer.tokens.columns.samples[:stats.n])
+    lengths = np.unique(samples, return_counts=True)[1]
+    facts = dict(n_prompts_total=len(lengths), n_tokens_in_prompt=int(lengths.max(initial=0)),
                  dataset=str(dataset))
     names = dict(model_id=str(model_id), layer=check_int('layer', layer, 0), sae_set=str(sae_set),
                  sae_id_suffix=sae_id_suffix)

@@ -1,4 +1,4 @@
-"""Tests of other libraries, from their own checkouts, on thin adapters of the models of this library.
+"""Tests of other libraries, from their checkouts, on thin adapters of the models of this library.
 
 The packages of SAELens, dictionary_learning, SAEBench and SAEDashboard have no tests, and those of
 sparsify need a GPU, so a checkout is needed: its folder is in CHECKOUT_DICTIONARY_LEARNING."""

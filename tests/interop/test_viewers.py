@@ -48,7 +48,8 @@ def test_core_evaluation_of_saebench(name, results):
     x, viewed = network['x'].flatten(0, 1), ViewerAutoencoder(models[name], HOOK)
     z, y = viewed.encode(x), models[name](x)
     metrics, latents = found[name]['metrics'], found[name]['latents']
-    assert_close(metrics['sparsity']['l0'], (z != 0).sum(1).float().mean().item(), rtol=1e-5, atol=0)
+    l0 = (z != 0).sum(1).float().mean().item()
+    assert_close(metrics['sparsity']['l0'], l0, rtol=1e-5, atol=0)
     assert_close(metrics['sparsity']['l1'], z.sum(1).mean().item(), rtol=1e-5, atol=0)
     quality = metrics['reconstruction_quality']
     cosine = torch.cosine_similarity(x, y).mean().item()
