@@ -387,20 +387,28 @@ class CodeEncoder(Configurable):
     A subclass defines `run`."""
     single_layer = True    # usable with single-layer models only
     fixes_l0 = False       # a penalty cannot change the number of active latents
+    reads_residual = False # `run` has a fourth argument
 
     def run(
         self,
         pre:Tensor,                                     # `u`, shape `(..., latent_dim)`
         weights:Callable[[], tuple[Tensor, Tensor]],    # Function that returns `W_e` and `D`
         activation:nn.Module,                           # Code activation
+        residual:'Tensor|None'=None,      # `x - b_d`, given if `reads_residual`, `(..., input_dim)`
     ) -> tuple[Tensor, Tensor]:                         # Code, and its value before the activation
         raise NotImplementedError(f"{type(self).__name__} must have a "
                                   "run(pre, weights, activation)")
 
+    def rescale(
+        self,
+        factor:float,     # Factor of inputs and codes
+    ) -> None:
+        "Multiply the options that are in the unit of the inputs."
+
 class Linear(CodeEncoder):
     "The activation of the pre-activation: one product."
     name, single_layer = 'linear', False
-    def run(self, pre, weights, activation): return activation(pre), pre
+    def run(self, pre, weights, activation, residual=None): return activation(pre), pre
 
 # %% ../nbs/05_activations.ipynb #c6cb29fa
 @contextmanager
@@ -435,7 +443,7 @@ class Unrolled(CodeEncoder):
         self.steps = check_int('steps', steps, 0)
         self.step_size = check_positive('step_size', step_size)
 
-    def run(self, pre, weights, activation):
+    def run(self, pre, weights, activation, residual=None):
         encoder, decoder = weights()
         u = start = self.step_size * pre
         with eval_mode(activation):
@@ -456,30 +464,43 @@ def _gram_entries(gram:Tensor, j:Tensor) -> Tensor:
     pairs = j[..., None]*gram.shape[-1] + j[..., None, :]
     return gram.flatten(-2).gather(-1, pairs.flatten(gram.ndim - 2)).view(pairs.shape)
 
-def _coefficients(pre:Tensor, system:Tensor, positive:Tensor) -> Tensor:
-    "Solution of equation (12), with gradients; 0 where no latent had a positive fit."
+def _coefficients(pre:Tensor, system:Tensor, added:Tensor) -> Tensor:
+    "Solution of equation (12), with gradients; 0 for steps that added nothing."
     dtype = torch.promote_types(pre.dtype, torch.float32)  # torch has no half-precision solver
-    values = torch.linalg.solve_triangular(system.mT.to(dtype), pre[..., None].to(dtype),
+    pre, rows = torch.where(added, pre, 0), torch.where(added[..., None], system.mT, 0)
+    values = torch.linalg.solve_triangular(rows.to(dtype), pre[..., None].to(dtype),
                                            upper=False, unitriangular=True)
-    return torch.where(positive, values.squeeze(-1), 0).to(pre.dtype)
+    return values.squeeze(-1).to(pre.dtype)
 
 # %% ../nbs/05_activations.ipynb #3a667a7b
 class MatchingPursuit(CodeEncoder):
-    """Adds the latent with the best fit to the residual, `k` times.
+    """Adds the latent with the best fit to the residual, `k` times or until a stop rule holds.
 
     Source: Mallat & Zhang, 1993; as an encoder, Costa et al., *From flat to hierarchical:
     extracting sparse representations with matching pursuit*, 2025."""
     name, fixes_l0 = 'matching_pursuit', True
     def __init__(
         self,
-        k:int,    # Steps, and so the maximum number of active latents
-    ): self.k = check_int('k', k)
+        k:int,    # Maximum number of steps, and so of active latents
+        residual_threshold:float=0.,           # Norm of the residual at which to stop; 0: never
+        stop_on_duplicate_support:bool=False,  # Whether to stop after a step without a new latent
+    ):
+        self.k = check_int('k', k)
+        self.residual_threshold = check_not_negative('residual_threshold',
+                                                     residual_threshold)
+        self.stop_on_duplicate_support = check_bool('stop_on_duplicate_support',
+                                                    stop_on_duplicate_support)
 
-    def run(self, pre, weights, activation):
+    @property
+    def reads_residual(self) -> bool: return self.residual_threshold > 0
+
+    def rescale(self, factor): self.residual_threshold *= float(factor)
+
+    def run(self, pre, weights, activation, residual=None):
         encoder, decoder = weights()
         fits_code = pre.shape[-1] * encoder.shape[:-1].numel() <= pre.numel()
         gram = decoder.mT @ encoder.mT if fits_code else None
-        latents, values = self._search(pre, encoder, decoder, gram)
+        latents, values = self._search(pre, encoder, decoder, gram, residual)
         if torch.is_grad_enabled():
             system = (_rows(decoder.mT, latents) @ _rows(encoder, latents).mT if gram is None
                       else _gram_entries(gram, latents))
@@ -487,17 +508,44 @@ class MatchingPursuit(CodeEncoder):
         z = torch.zeros_like(pre).scatter_add(-1, latents, values)
         return activation(z), z
 
-    @torch.no_grad()
-    def _search(self, pre, encoder, decoder, gram):
-        "Selected latents and their coefficients, each of shape `(..., k)`."
-        residual, steps = pre.clone(), []
-        atoms = decoder.mT.contiguous() if gram is None else gram
-        for _ in range(self.k):
-            best, j = residual.max(-1, keepdim=True)
-            steps.append((j, F.relu(best)))
-            explained = _rows(atoms, j).squeeze(-2) * steps[-1][1]
-            residual -= explained @ encoder.mT if gram is None else explained
-        return [torch.cat(parts, -1) for parts in zip(*steps)]
+# %% ../nbs/05_activations.ipynb #mp000005
+@patch
+@torch.no_grad()
+def _search(self:MatchingPursuit, pre, encoder, decoder, gram, residual):
+    "Selected latents and their coefficients, each of shape `(..., steps)`."
+    fit, steps, stops = pre.clone(), [], _Stops(self, pre, decoder, residual)
+    atoms = decoder.mT.contiguous() if gram is None else gram
+    for _ in range(self.k):
+        best, j = fit.max(-1, keepdim=True)
+        steps.append((j, stops.mask(F.relu(best))))
+        if stops.all_after(*steps[-1]): break
+        explained = _rows(atoms, j).squeeze(-2) * steps[-1][1]
+        fit -= explained @ encoder.mT if gram is None else explained
+    return [torch.cat(parts, -1) for parts in zip(*steps)]
+
+class _Stops:
+    "Samples of a batch for which a stop rule of matching pursuit holds."
+    def __init__(self, rules:MatchingPursuit, pre:Tensor, decoder:Tensor, residual:'Tensor|None'):
+        self.rules, self.pre, self.atoms, self.residual = rules, pre, decoder.mT, residual
+        self.active = rules.stop_on_duplicate_support or rules.reads_residual
+        if self.active: self.done = torch.zeros_like(pre[..., :1], dtype=torch.bool)
+        if rules.stop_on_duplicate_support: self.support = torch.zeros_like(pre, dtype=torch.bool)
+
+    def mask(self, values:Tensor) -> Tensor:
+        "Coefficients of a step, 0 for the samples that have stopped."
+        return values.masked_fill(self.done, 0) if self.active else values
+
+    def all_after(self, j:Tensor, values:Tensor) -> bool:
+        "Whether all samples have stopped after the latents `j` were added, `(..., 1)` each."
+        if not self.active: return False
+        if self.rules.stop_on_duplicate_support:
+            self.done |= (values == 0) | self.support.gather(-1, j)
+            self.support.scatter_(-1, j, True)
+        if self.rules.reads_residual:
+            self.residual = self.residual - _rows(self.atoms, j).squeeze(-2) * values
+            norm = torch.linalg.vector_norm(self.residual, dim=-1, keepdim=True)
+            self.done |= norm < self.rules.residual_threshold
+        return bool(self.done.all())
 
 # %% ../nbs/05_activations.ipynb #46736c9b
 ENCODERS = {cls.name: cls for cls in (Linear, Unrolled, MatchingPursuit)}

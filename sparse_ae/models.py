@@ -423,10 +423,18 @@ def encode_layers(
 ) -> Encoded:               # Code, pre-activation, hidden activations
     "Encode `x`, with intermediate results."
     self.check_width('x', x, 'input_dim')
-    pre, hidden = self._run_layers('encoder', self.to_scaled(x), keep_hidden)
+    x = self.to_scaled(x)
+    pre, hidden = self._run_layers('encoder', x, keep_hidden)
     weights = lambda: (self.encoder_weights()[0], self.decoder_weights()[0])
-    z, pre = self.encoder.run(pre, weights, self.activation)
+    residual = (self._decoder_residual(x),) if self.encoder.reads_residual else ()
+    z, pre = self.encoder.run(pre, weights, self.activation, *residual)
     return Encoded(z, pre, hidden)
+
+@patch
+def _decoder_residual(self:BaseSparseAutoencoder, x:Tensor) -> Tensor:
+    "Scaled inputs minus the bias of the decoder, also in a stack of models."
+    bias = self.stored('decoder_bias')[-1]
+    return x - (bias if bias.ndim == 1 else bias[:, None])
 
 # %% ../nbs/00_models.ipynb #models9b
 @patch
@@ -1003,6 +1011,7 @@ def rescale(
                          "code, which have a scale of their own")
     for bias in (*self.stored('encoder_bias'), *self.stored('decoder_bias')): bias *= factor
     self.activation.rescale(factor)
+    self.encoder.rescale(factor)
     return self
 
 # %% ../nbs/00_models.ipynb #modelsc4

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, BatchTopK, Callback, Contractive,
-                       EarlyStopping, Isometry, LayerSparsity, LogFile, Resample, SparseAutoencoder,
-                       TensorBoardLog, TiedWeightSparseAutoencoder, TopK, Trainer, TrainingDiverged,
-                       WandbLog, evaluate_sparse_autoencoder, sweep,
+                       EarlyStopping, Isometry, LayerSparsity, LogFile, MatchingPursuit, Resample,
+                       SparseAutoencoder, TensorBoardLog, TiedWeightSparseAutoencoder, TopK,
+                       Trainer, TrainingDiverged, WandbLog, evaluate_sparse_autoencoder, sweep,
                        train_sparse_autoencoder_with_early_stopping as fit)
 from sparse_ae.data import Batches
 from sparse_ae.io import CHECKPOINT, read_state
@@ -628,7 +628,9 @@ def test_counts_are_exact_beyond_what_single_precision_holds():
 
 @pytest.mark.parametrize('model_args, options', [
     (dict(batch_norm=True, gradient_checkpointing=True, hidden_dims=(40, 30, 20)), {}),
-    (dict(batch_norm=True), dict(autocast='bfloat16')), (dict(hidden_dims=()), dict(patience=1))])
+    (dict(batch_norm=True), dict(autocast='bfloat16')), (dict(hidden_dims=()), dict(patience=1)),
+    (dict(hidden_dims=(), encoder=MatchingPursuit(6, 1.5, True), decoder_norm='atom'),
+     dict(normalize=True))])
 def test_stacked_runs_are_those_alone(split, model_args, options):
     half = 'autocast' in options
     dtype, tolerance = (torch.float32, 1e-2) if half else (torch.float64, 1e-8)

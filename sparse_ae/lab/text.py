@@ -166,7 +166,7 @@ class TokenRows:
     ) -> list[str]:
         "Return the strings of token ids; they are cached."
         ids = [int(i) for i in ids]
-        new = sorted(set(ids) - self.names.keys())
+        new = sorted({i for i in ids if i not in self.names})
         if new: self.names.update(zip(new, _texts_of_ids(self.token_text, new)))
         return [self.names[i] for i in ids]
 

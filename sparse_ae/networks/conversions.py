@@ -8,6 +8,7 @@ __all__ = ['SingleLayer', 'to_model', 'why_not_single_layer', 'from_model', 'jum
            'gated_parts', 'gate_biases', 'layer_norm_rows', 'constant_norm_rows']
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver02
+import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -180,7 +181,9 @@ def fold_scaling(
 ) -> SingleLayer:            # Weights of a model of unscaled data, with the same code
     """Move a scaling of inputs and targets into the weights, equations (5) and (6).
 
-    Raises `ValueError` for a transcoder without the scaling of its targets."""
+    Raises `ValueError` for a transcoder without the scaling of its targets. Codes of matching
+    pursuit are multiplied by the scale, equation (7), which must be one number."""
+    if isinstance(layer.encoder, MatchingPursuit): return _fold_homogeneous(layer, shift, scale)
     if target_shift is None or target_scale is None:
         if layer.transcoder:
             raise ValueError("target_shift and target_scale must be given for a transcoder, whose "
@@ -196,7 +199,19 @@ def fold_scaling(
         decoder_bias = decoder_bias - skip_mat @ shift
     return replace(layer, encoder_mat=encoder_mat, skip_mat=skip_mat, decoder_bias=decoder_bias,
                    encoder_bias=layer.encoder_bias - encoder_mat @ shift,
-                   decoder_mat=target_scale[:, None] * layer.decoder_mat)
+                   decoder_mat=target_scale[:, None] * layer.decoder_mat, tied=False)
+
+def _fold_homogeneous(layer:SingleLayer, shift:'Tensor|float', scale:'Tensor|float') -> SingleLayer:
+    "Move one shift and one scale into the biases and the stop rule, equation (7)."
+    ones = torch.ones_like(layer.decoder_bias)
+    shift, scale = shift * ones, scale * ones
+    if not torch.equal(scale, scale[0] * ones):
+        raise ValueError("scale must be one number for matching pursuit, which has one matrix for "
+                         f"both directions, got {len(scale.unique())} scales")
+    encoder = copy.copy(layer.encoder)
+    encoder.rescale(scale[0])
+    return replace(layer, encoder=encoder, decoder_bias=scale*layer.decoder_bias + shift,
+                   encoder_bias=scale[0]*layer.encoder_bias - layer.encoder_mat @ shift)
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver26
 def gated_parts(
@@ -204,14 +219,14 @@ def gated_parts(
     magnitude_bias:Tensor,    # `b_mag`, shape `(latent_dim,)`
     log_scale:Tensor,         # `r`, shape `(latent_dim,)`
 ) -> tuple[Gated, dict[str, Tensor]]:        # Activation, and its state
-    "Return the gated activation of these biases, with its state, equation (7)."
+    "Return the gated activation of these biases, with its state, equation (8)."
     return Gated(), {'log_scale': log_scale,
                      'magnitude_bias': magnitude_bias - log_scale.exp() * gate_bias}
 
 def gate_biases(
     layer:SingleLayer,               # Weights with a gated activation
 ) -> tuple[Tensor, Tensor]:          # `b_gate` and `b_mag`, shape `(latent_dim,)` each
-    "Return the biases of gate and magnitude, the inverse of equation (7)."
+    "Return the biases of gate and magnitude, the inverse of equation (8)."
     scale = layer.state['log_scale'].exp()
     return layer.encoder_bias, layer.state['magnitude_bias'] + scale * layer.encoder_bias
 
@@ -219,7 +234,7 @@ def gate_biases(
 def layer_norm_rows(
     x:Tensor,                        # Inputs, shape `(..., input_dim)`
 ) -> tuple[Tensor, Tensor, Tensor]:  # Normalised inputs; shift and scale, shape `(..., 1)`
-    "Normalise each input by its mean and standard deviation, equation (8)."
+    "Normalise each input by its mean and standard deviation, equation (9)."
     shift, scale = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
     return (x - shift) / (scale + 1e-5), shift, scale
 

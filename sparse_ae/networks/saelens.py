@@ -88,15 +88,16 @@ _SAELENS_REFUSED = {
 # %% ../../nbs/networks/07_saelens.ipynb #format15
 def _saelens_pursuit(config:FileContents, file:FileContents) -> SingleLayer:
     "Weights of a matching pursuit, which has one matrix."
-    for key, value, default in (('residual_threshold', 0, 0.01),
-                                ('stop_on_duplicate_support', False, True)):
-        if config.get(key, default) != value:
-            config.refuse(key, f"must be {value}: matching pursuit here has no rule to stop early")
+    threshold = config.get('residual_threshold', 0.01)
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+        config.refuse('residual_threshold', 'must be a number')
+    by_support = config.choice('stop_on_duplicate_support', (True, False), True)
     atoms = file.tensor('W_dec', None, None)
     (n, d), b_dec = atoms.shape, file.tensor('b_dec', atoms.shape[1])
     if not config.choice('apply_b_dec_to_input', (True, False), True): b_dec = 0*b_dec
     return SingleLayer(atoms, 0*atoms[:, 0], atoms.mT, b_dec, ReLU(), dtype=file.dtype, tied=True,
-                       encoder=MatchingPursuit(config.whole_number('max_iterations', d)))
+                       encoder=MatchingPursuit(config.whole_number('max_iterations', d),
+                                               max(0., threshold), by_support))
 
 def _saelens_normalized(layer:SingleLayer, config:FileContents, options:ReadOptions) -> SingleLayer:
     "Apply `normalize_activations`."
@@ -212,8 +213,8 @@ def _saelens_pursuit_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
     if unfold_decoder_bias(layer).encoder_bias.abs().max() > tolerance*products.max():
         raise ValueError(f"{_SAELENS}: matching pursuit must have the encoder bias "
                          "-encoder_mat @ decoder_bias, got another")
-    return 'matching_pursuit', dict(max_iterations=layer.encoder.k, residual_threshold=0.,
-                                    stop_on_duplicate_support=False), {}
+    options = {'max_iterations': layer.encoder.k, **layer.encoder.options}
+    return 'matching_pursuit', {key: value for key, value in options.items() if key != 'k'}, {}
 
 # %% ../../nbs/networks/07_saelens.ipynb #format21
 def write_saelens(

@@ -4,8 +4,13 @@ safetensors only.
     python peer_NAME.py write FOLDER    models of every architecture with random weights, and codes
     python peer_NAME.py run FOLDER      codes and reconstructions of all models in FOLDER
 """
+import os
 import sys
 from pathlib import Path
+
+if os.environ.get('INTEROP_SMALL'):
+    import small
+    small.install()
 
 import torch
 from safetensors.torch import load_file, save_file

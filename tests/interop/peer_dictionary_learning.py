@@ -2,13 +2,14 @@
 import json
 
 import torch
+from peer import K, LATENTS, WIDTH, main, randomize    # first: it may make the library importable
+
 from dictionary_learning.dictionary import (AutoEncoder, AutoEncoderNew, GatedAutoEncoder,
                                             JumpReluAutoEncoder)
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary
-from peer import K, LATENTS, WIDTH, main, randomize
 
 CASES = {
     'standard': lambda: AutoEncoder(WIDTH, LATENTS), 'new': lambda: AutoEncoderNew(WIDTH, LATENTS),

@@ -31,13 +31,15 @@ CASES = {   # name -> class, class of the configuration, its keys
            ('jumprelu', JumpReLUSAE, JumpReLUSAEConfig, {}),
            ('gated', GatedSAE, GatedSAEConfig, {}),
            ('matching_pursuit', MatchingPursuitSAE, MatchingPursuitSAEConfig,
-            dict(max_iterations=4, residual_threshold=0., stop_on_duplicate_support=False)))},
+            dict(max_iterations=4, residual_threshold=0., stop_on_duplicate_support=False)),
+           ('matching_pursuit-stops', MatchingPursuitSAE, MatchingPursuitSAEConfig, {}),
+           ('matching_pursuit-residual', MatchingPursuitSAE, MatchingPursuitSAEConfig,
+            dict(residual_threshold=1.5, stop_on_duplicate_support=False)))},
     'standard-float64': (StandardSAE, StandardSAEConfig, dict(dtype='float64')),
     'refused-layer_norm': (StandardSAE, StandardSAEConfig,
                            dict(normalize_activations='layer_norm')),
     'refused-constant_norm': (StandardSAE, StandardSAEConfig,
                               dict(normalize_activations='constant_norm_rescale')),
-    'refused-pursuit-stops': (MatchingPursuitSAE, MatchingPursuitSAEConfig, {}),
     **{name: (cls, config, dict(d_out=NARROW, apply_b_dec_to_input=False))
        for name, cls, config in (
         ('transcoder', Transcoder, TranscoderConfig),

@@ -1,9 +1,11 @@
 """Models of other libraries against those libraries themselves: `make test-interop`.
 
 Each library runs in an environment of its own, whose Python is in the variable INTEROP_<NAME>, or
-in .interop/<name>/bin/python."""
+in .interop/<name>/bin/python. With INTEROP_SMALL, a folder of the packages without dependencies, all
+run in the environment of this library (`make test-interop-short`, see small.py)."""
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ HERE = Path(__file__).resolve().parent
 PEERS = {'sae_lens': 'saelens', 'dictionary_learning': 'dictionary_learning', 'sparsify': 'sparsify'}
 K = 3
 CLOSE = dict(atol=1e-5, rtol=1e-5)
-KINDS = ('relu', 'topk', 'abs_topk', 'group_max', 'batch_topk', 'jumprelu', 'gated', 'pursuit')
+KINDS = ('relu', 'topk', 'abs_topk', 'group_max', 'batch_topk', 'jumprelu', 'gated', 'pursuit',
+         'pursuit_stops')
 TRANSCODERS = tuple(f'{kind}-{form}' for form in ('transcoder', 'skip', 'narrow-skip')
                     for kind in ('relu', 'jumprelu', 'batch_topk', 'topk', 'group_max'))
 LARGEST = {}   # (from, to, architecture) -> largest difference of codes and of reconstructions
@@ -27,6 +30,7 @@ LARGEST = {}   # (from, to, architecture) -> largest difference of codes and of 
 
 def python_of(peer):
     "Python of the environment of a library."
+    if os.environ.get('INTEROP_SMALL') and peer in PEERS: return sys.executable
     own = HERE.parents[1]/'.interop'/peer
     name = os.environ.get(f'INTEROP_{peer.upper()}')
     if not name and (own/'.ready').exists(): name = own/'bin'/'python'
@@ -37,6 +41,7 @@ def python_of(peer):
 def run_peer(peer, command, folder):
     "Run the script of a library; its environment sees nothing of this one."
     environment = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'VIRTUAL_ENV')}
+    if small := environment.get('INTEROP_SMALL'): environment['PYTHONPATH'] = os.path.abspath(small)
     done = subprocess.run([python_of(peer), HERE/f'peer_{peer}.py', command, folder], text=True,
                           capture_output=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -85,15 +90,16 @@ def random_model(kind):
     kind, _, form = kind.partition('-')
     options = dict(output_dim=4 if 'narrow' in form else 6, skip='skip' in form) if form else {}
     activation = {'name': kind, 'k': K} if 'topk' in kind or kind == 'group_max' else kind
-    if kind == 'pursuit':
+    if kind.startswith('pursuit'):
+        rules = dict(residual_threshold=2., stop_on_duplicate_support=True) if '_' in kind else {}
         model = TiedWeightSparseAutoencoder(6, 12, hidden_dims=(), decoder_norm='atom',
-                                            encoder=MatchingPursuit(K))
+                                            encoder=MatchingPursuit(2*K if rules else K, **rules))
     else: model = SparseAutoencoder(6, 12, hidden_dims=(), activation=activation,
                                     decoder_norm='atom', scaling='columns', **options)
     with torch.no_grad():
         for p in model.parameters(): p.copy_(0.4*torch.randn_like(p))
         if kind == 'jumprelu': model.activation.log_threshold.sub_(1)
-        if kind == 'pursuit':
+        if kind.startswith('pursuit'):
             model.encoder_bias_1.copy_(-model.encoder_weights()[0] @ model.decoder_bias_1)
         else:
             data = 2*torch.randn(50, 6) + torch.arange(6)
@@ -118,7 +124,7 @@ def test_our_models_there(peer, tmp_path):
             'sparsify': ('topk', 'group_max')}[peer]      # activations of transcoders
     narrow = [k for k in TRANSCODERS if 'narrow' in k and peer == 'sparsify']
     assert refused == {'sae_lens': ['group_max'],
-                       'dictionary_learning': ['abs_topk', 'group_max', 'pursuit'],
+                       'dictionary_learning': ['abs_topk', 'group_max', 'pursuit', 'pursuit_stops'],
                        'sparsify': [k for k in KINDS if k not in ('topk', 'group_max')]}[peer] + [
         k for k in TRANSCODERS if k.split('-')[0] not in held or k in narrow]
     run_peer(peer, 'run', tmp_path)
