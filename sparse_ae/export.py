@@ -64,8 +64,8 @@ def _reason(error:Exception) -> str:
     "First paragraph of an error of torch, and the line that it names."
     text = str(error).strip()
     paragraph = (text.partition('## Exception summary')[2] or text).strip().split('\n\n')[0]
-    place = re.search(r'File "[^"]*", line \d+, in \w+', text)
-    return ' '.join([f'{type(error).__name__}: {paragraph}', *(place.group(),)*bool(place)])
+    places = re.findall(r'File "[^"]*", line \d+, in \w+', text)[-1:]
+    return ' '.join([f'{type(error).__name__}: {paragraph}', *places])
 
 @contextmanager
 def _explained(model:nn.Module, part:str, step:str) -> Iterator[None]:
