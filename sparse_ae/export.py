@@ -126,7 +126,7 @@ def export_onnx(
     converted."""
     path = as_path('path', path)
     if path.is_dir(): raise ValueError(f"path must be a file, got the folder {str(path)!r}")
-    for package in ('onnx', 'onnxscript'): require(package, 'onnx')
+    require('onnx', 'onnx'), require('onnxscript', 'onnx')
     if first_parameter(check_autoencoder(model)).dtype == torch.bfloat16:
         raise ValueError("model must not be in bfloat16, for which runtimes have no matrix "
                          "products; export a copy, copy.deepcopy(model).float()")

@@ -107,7 +107,8 @@ def test_sweeps_with_objects_among_their_settings(runs, library):
     frame = frame_of(runs, None, library)
     assert frame['activation'] == ['TopK(k=2)', 'SoftThreshold(threshold=0.01, learned=False)',
                                    'relu']
-    assert frame['sparsity_type'][::2] == ['none', 'l1'] and 'HoyerTarget' in frame['sparsity_type'][1]
+    assert frame['sparsity_type'][::2] == ['none', 'l1']
+    assert 'HoyerTarget' in frame['sparsity_type'][1]
     assert frame['learning_rate'][2] == 1e-3
     assert frame['explained_variance'] == [row['explained_variance'] for row in runs.table]
     epochs = frame_of(runs, 'epochs', library)
