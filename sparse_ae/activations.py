@@ -308,13 +308,22 @@ class BatchTopK(_KSparse):
     def independent_samples(self) -> bool: return not self.training
 
     def forward(self, pre):
-        if not self.training: return F.threshold(pre, max(0., self.threshold.item()), 0.)
+        if not self.training: return self.above_threshold(pre)
         u = F.relu(pre).flatten()
         kept, entries = u.topk(self.k * (u.numel() // pre.shape[-1]))
         self.update_threshold(kept.detach())
         return torch.zeros_like(u).scatter(0, entries, kept).view_as(pre)
 
 # %% ../nbs/05_activations.ipynb #activa10
+@patch
+def above_threshold(
+    self:BatchTopK,
+    pre:Tensor,        # Pre-activation, shape `(..., latent_dim)`
+) -> Tensor:           # Code, shape of `pre`
+    "Set the entries of at most the running threshold to 0, without reading its value."
+    threshold = self.threshold.clamp(min=0)
+    return torch.where(pre.to(threshold.dtype) <= threshold, 0, pre)
+
 @patch
 @torch.no_grad()
 def update_threshold(
@@ -498,7 +507,9 @@ class MatchingPursuit(CodeEncoder):
 
     def run(self, pre, weights, activation, residual=None):
         encoder, decoder = weights()
-        fits_code = pre.shape[-1] * encoder.shape[:-1].numel() <= pre.numel()
+        # an exported program serves batches of every size: without the Gram matrix
+        fits_code = not torch.compiler.is_compiling() and (
+            pre.shape[-1] * encoder.shape[:-1].numel() <= pre.numel())
         gram = decoder.mT @ encoder.mT if fits_code else None
         latents, values = self._search(pre, encoder, decoder, gram, residual)
         if torch.is_grad_enabled():

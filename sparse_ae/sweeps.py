@@ -232,7 +232,7 @@ class Sweep(list):
 
     def frame(self) -> Any:
         "Return the table as a pandas DataFrame. Raises `ImportError` without pandas."
-        return require('pandas', 'dev').DataFrame(self.table)
+        return require('pandas', 'pandas').DataFrame(self.table)
 
 def sweep(
     make_model:Callable[..., nn.Module],   # Makes a model; its arguments are settings of the grid
