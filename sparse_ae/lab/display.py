@@ -89,9 +89,12 @@ def _close_parts(change:dict) -> None:
 
 def closes_parts(
     box:Any,     # Any ipywidget
+    *others:Any, # Widgets that are not in it
 ) -> Any:        # The same widget
-    "Make `close` of a widget close all widgets in it as well."
+    "Make `close` of a widget close all widgets in it, and the others, as well."
     box.observe(_close_parts, 'comm')
+    for other in others:
+        box.observe(lambda change, other=closes_parts(other): other.close(), 'comm')
     return box
 
 # %% ../../nbs/lab/00_display.ipynb #life0005

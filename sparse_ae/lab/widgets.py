@@ -19,8 +19,8 @@ _all_ = ['TrainingDashboard', 'FeatureExplorer', 'figure_controls', 'figure_png'
 
 from ..eval_viz import new_figure, plain_text, plot_dictionary
 from .dashboard import TrainingDashboard
-from .display import (WidgetWithPicture, figure_controls, figure_png, image_widget,
-                                   interact_figure, stacked_png)
+from .display import (WidgetWithPicture, closes_parts, figure_controls, figure_png,
+                                   image_widget, interact_figure, stacked_png)
 from .page import FeatureExplorer
 from ..losses import METRICS, PENALTIES, get_penalty
 from ..sweeps import Sweep
@@ -117,9 +117,10 @@ class LossPlayground(WidgetWithPicture):
                      for k, z in enumerate(code, 1)]
         names = [f'z_{k}' for k in range(1, len(code) + 1)]
         controls = dict(zip(['penalty', 'target', *names], [self.penalty, self.target, *self.code]))
-        self.widget = self.owns(figure_controls(
+        box = figure_controls(
             lambda penalty, target, **z: _playground_figure(penalty, target, list(z.values())),
-            **controls))
+            **controls)
+        self.widget = self.owns(closes_parts(box, *controls.values()))
 
     def picture(self) -> bytes:  # PNG file
         "Return the current figure."
