@@ -32,9 +32,10 @@ held.clear()''' for kind in memory.KINDS)
                                      'LossPlayground')]
 
 
-@pytest.mark.parametrize('kind', memory.KINDS)
-@pytest.mark.parametrize('event', ['cell run again, a variable', 'cell run again, display()',
-                                   'cell deleted'])
+@pytest.mark.parametrize('kind,event', [
+    ('dashboard', 'cell run again, a variable'), ('explorer', 'cell run again, no variable'),
+    ('comparison', 'cell run again, display()'), ('playground', 'cell deleted'),
+    ('dashboard', 'cell deleted')])
 def test_a_cell_that_is_run_again_or_deleted_frees_its_widget(kernel, kind, event):
     source = memory.SHOWN[event].format(kind=kind)
     before = kernel.state()
