@@ -96,7 +96,8 @@ def main():
             *(f'{v:.1f}' if isinstance(v, float) else v for v in held), sep='\t', flush=True))
     second, last = measured[1], measured[-1]
     print(f'{last.epochs - second.epochs} epochs after the warm-up: '
-          f'{last.megabytes - second.megabytes:+.1f} MB, {last.threads - second.threads:+d} threads, '
+          f'{last.megabytes - second.megabytes:+.1f} MB, '
+          f'{last.threads - second.threads:+d} threads, '
           f'{last.handles - second.handles:+d} handles, {last.files - second.files:+d} files, '
           f'{last.temporary} temporary files')
 
