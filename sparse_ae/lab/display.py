@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUNNING_TASKS', 'figure_png', 'has_front_end', 'display_with_picture', 'WidgetWithPicture', 'closes_parts',
-           'current_cell', 'note_output', 'image_widget', 'figure_controls', 'interact_figure', 'array_png',
-           'stacked_png', 'bars', 'tiles', 'LiveCurves', 'BackgroundTask']
+           'current_cell', 'image_widget', 'figure_controls', 'interact_figure', 'array_png', 'stacked_png', 'bars',
+           'tiles', 'LiveCurves', 'BackgroundTask']
 
 # %% ../../nbs/lab/00_display.ipynb #3fdaa3d9
 import asyncio
@@ -70,7 +70,7 @@ class WidgetWithPicture:
     def _ipython_display_(self):
         handle = display_with_picture(self.widget, self.picture(), self.caption)
         self.handles = [*self.handles, handle]
-        note_output(self.box, self, handle)
+        _note_output(self.box, self, handle)
 
     def update_static_picture(self) -> None:
         "Replace the static picture in all outputs by the current one."
@@ -152,7 +152,7 @@ def _after_cell(*_) -> None:
         ended = output = None
         gc.collect()   # trainer and dashboard refer to each other
 
-def note_output(
+def _note_output(
     box:Any,                # Widget that the current cell shows
     owner:Any=None,         # Object that the widget belongs to
     handle:Any=None,        # Display handle of the output
@@ -174,7 +174,7 @@ def owns(self:WidgetWithPicture, box:Any) -> Any:   # The same widget
     "Register a new widget of this object."
     self.box = closes_parts(box)
     weakref.finalize(self, _close_unless_shown, box).atexit = False
-    note_output(box, self)
+    _note_output(box, self)
     return box
 
 @patch(as_prop=True)
@@ -229,7 +229,7 @@ def interact_figure(
     "Display `figure_controls` together with a static picture of the current figure."
     box = figure_controls(plot, **controls)
     handle = display_with_picture(box, box.children[-2].value, 'A picture with sliders')
-    note_output(box, handle=handle)
+    _note_output(box, handle=handle)
 
 # %% ../../nbs/lab/00_display.ipynb #c98b9f6a
 def array_png(
