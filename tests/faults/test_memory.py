@@ -87,29 +87,20 @@ x = torch.rand(2000, 64)
 if __name__ == '__main__':
     torch.set_num_threads(2)
     work()
-'''
-
-
-def run(source, tmp_path):
-    (tmp_path/'script.py').write_text(FORK + source)
-    return subprocess.run([sys.executable, tmp_path/'script.py'], capture_output=True, text=True,
-                          timeout=100)
-
-
-def test_a_forked_process_trains_with_one_thread(tmp_path):
-    "With more it would wait for threads of its parent for ever; the remedy of the troubleshooting."
-    done = run('''
     if not os.fork():
         signal.alarm(60)
         torch.set_num_threads(1)
         os._exit(work())
-    print(os.waitstatus_to_exitcode(os.wait()[1]))''', tmp_path)
-    assert done.stdout == '2\n', done.stderr
-
-
-def test_a_spawned_process_trains_with_two_threads(tmp_path):
-    done = run('''
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
     import multiprocessing
     with multiprocessing.get_context('spawn').Pool(1) as pool:
-        print(pool.apply_async(work).get(timeout=90))''', tmp_path)
-    assert done.stdout == '2\n', done.stderr
+        print(pool.apply_async(work).get(timeout=90))
+'''
+
+
+def test_processes_after_a_training_with_two_threads(tmp_path):
+    "The remedies of the troubleshooting: one thread in a forked process, or a spawned process."
+    (tmp_path/'script.py').write_text(FORK)
+    done = subprocess.run([sys.executable, tmp_path/'script.py'], capture_output=True, text=True,
+                          timeout=200)
+    assert done.stdout == '2\n2\n', done.stderr
