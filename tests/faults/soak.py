@@ -20,7 +20,7 @@ from sparse_ae import (Callback, FeatureExplorer, LogFile, SparseAutoencoder, St
 
 
 class Held(NamedTuple):
-    "What the process holds."
+    "Resources that the process holds."
     epochs:int        # Epochs trained
     megabytes:float   # Resident memory without the history
     threads:int       # Python threads
