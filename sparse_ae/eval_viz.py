@@ -28,7 +28,7 @@ from .data import Batches, first_rows, open_rows
 from .losses import METRICS, Measurements, Metric, hoyer_sparseness
 from .models import (BaseSparseAutoencoder, between_steps, check_autoencoder,
                               check_forward, decode_batch, encode_batch, hold_steps, is_native,
-                              reconstruct)
+                              reconstruct, unit_norm)
 from .regularizers import jacobians
 from .validation import (as_path, as_tensor, as_tensor_rows, autocast_disabled,
                                   check_device, check_int, check_returned, check_rows,
@@ -601,7 +601,7 @@ def match_dictionaries(
     if a.shape[1:] != b.shape[1:]:
         raise ValueError(f"true_atoms must have shape (n_features, {a.shape[1]}), as atoms have, "
                          f"got {tuple(b.shape)}")
-    cosines = (F.normalize(b, dim=1) @ F.normalize(a, dim=1).T).cpu().numpy()
+    cosines = (unit_norm(b, 1) @ unit_norm(a, 1).T).cpu().numpy()
     features, latents = optimize.linear_sum_assignment(-cosines)
     pairs = cosines[features, latents]
     match = DictionaryMatch(float(pairs.mean()), latents, features, pairs)

@@ -125,7 +125,8 @@ def log_sparsity_loss(
     """Mean of `log(1 + z**2)`.
 
     Source: the negative logarithm of a Cauchy prior; Olshausen & Field, Nature 381, 1996."""
-    return check_code(z).square().log1p().mean()
+    larger = check_code(z).abs().clamp(min=1)   # the square of a large code is beyond the format
+    return ((z / larger / larger).square().log1p() + 2*larger.log()).mean()
 
 # %% ../nbs/01_losses.ipynb #1c677c0f
 def p_norm_sparsity_loss(

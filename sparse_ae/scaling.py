@@ -92,7 +92,7 @@ def fit(
     mean = x.mean(0)
     variance, square = self.measure((x - mean).square()), self.measure(x.square())
     varies = variance > 1e-24 * square       # otherwise it is rounding of the mean
-    self.shift.copy_(mean)
+    self.shift.copy_(torch.where(varies, mean, x[0]))   # so that a constant column becomes zeros
     self.scale.copy_(torch.where(varies, variance, 1.).sqrt())
     self.is_fitted.fill_(True)
     return self

@@ -11,6 +11,7 @@ import math
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,7 +23,8 @@ from torch import nn
 from ..callbacks import Callback, EarlyStopping, StopTraining
 from ..eval_viz import check_image_shape, dictionary, mosaic
 from .display import (RUNNING_TASKS, BackgroundTask, LiveCurves, WidgetWithPicture,
-                                   array_png, has_front_end, image_widget, stacked_png, tiles)
+                                   array_png, current_cell, has_front_end, image_widget,
+                                   stacked_png, tiles)
 from ..losses import METRICS
 from ..sparsity_control import SparsityTarget
 from ..training import Trainer
@@ -109,6 +111,10 @@ class _DashboardPanel:
         self.pause.description = 'Resume' if paused else 'Pause'
         self.pause.icon = 'play' if paused else 'pause'
 
+    def show(self, pictures:dict) -> None:
+        "Show the latest pictures, arrays by the part that shows them."
+        for part, picture in pictures.items(): getattr(self, part).value = array_png(picture)
+
     def set_status(self, text:str, is_error:bool=False) -> None:
         "Show a line of text, which is escaped."
         style = 'color:#c00' if is_error else ''
@@ -161,15 +167,20 @@ class TrainingDashboard(WidgetWithPicture, BackgroundTask, Callback):
 @patch(as_prop=True)
 def widget(self:TrainingDashboard) -> Any:  # `ipywidgets.VBox`
     "Widget of the dashboard, created on first access; frames are drawn from then on."
-    if self.panel is None:
+    if not self.is_open:
         self.live_curves, panel = LiveCurves(_panel_scales(), 'epoch'), _DashboardPanel()
+        this = weakref.proxy(self)
         panel.pause.on_click(
-            lambda _: self.pause() if self.running_event.is_set() else self.resume())
-        panel.stop.on_click(lambda _: self.stop())
+            lambda _: this.pause() if this.running_event.is_set() else this.resume())
+        panel.stop.on_click(lambda _: this.stop())
         if self.trainer and not self.trainer.stopped_by: self._add_controls(panel)
         panel.show_paused(not self.running_event.is_set())
+        if self.pictures:   # of an earlier widget, which was closed
+            panel.show(self.pictures)
+            panel.set_status(self._status())
+        self.owns(panel.box)
         self.panel = panel
-    return self.panel.box
+    return self.box
 
 @patch
 def pause(self:TrainingDashboard) -> None:
@@ -345,12 +356,8 @@ def caption(self:TrainingDashboard) -> str:
 # %% ../../nbs/lab/02_dashboard.ipynb #dash0018
 def _call_site(frame:Any) -> tuple:
     "Identify the cell or line of a call, and the execution of the cell."
-    from IPython import get_ipython
-    shell = get_ipython()
     line = (frame.f_code.co_filename, frame.f_lineno)
-    if not has_front_end(): return line, None
-    header = shell.get_parent()
-    return header.get('metadata', {}).get('cellId', line), header.get('header', {}).get('msg_id')
+    return current_cell() if has_front_end() else (line, None)
 
 def running_dashboards() -> list[TrainingDashboard]:
     "Return the dashboards whose training runs in the background."

@@ -18,7 +18,7 @@ from ..activations import eval_mode
 from ..data import Rows, open_rows
 from ..eval_viz import finite_dictionary
 from .text import TokenCounts
-from ..models import between_steps, check_autoencoder, encode_batch
+from ..models import between_steps, check_autoencoder, encode_batch, unit_norm
 from ..validation import (as_tensor, autocast_disabled, check_int, check_seed,
                                   first_parameter)
 
@@ -195,8 +195,7 @@ def unit_atoms(
     codes:'Tensor|None'=None,  # Codes of some data, for a model without `latent_dim`
 ) -> Tensor:                   # Shape `(latent_dim, input_dim)`, single precision
     "Return the atoms divided by their norms; zero atoms stay zero. They must be finite."
-    atoms = finite_dictionary(model, codes)
-    return atoms / torch.linalg.vector_norm(atoms, dim=1, keepdim=True).clamp(min=1e-30)
+    return unit_norm(finite_dictionary(model, codes), 1)
 
 @autocast_disabled()
 def cosines(atoms:Tensor, latent:int) -> Tensor:

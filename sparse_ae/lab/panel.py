@@ -10,6 +10,7 @@ import base64
 import html
 import itertools
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,24 +124,25 @@ def _sprite_rule(self:_ExplorerPanel, pictures:np.ndarray, width:int) -> str:
 @patch(as_prop=True)
 def widget(self:FeatureExplorer) -> Any:  # `ipywidgets.VBox`
     "Widget of the explorer, created on first access."
-    if self.panel is None:
-        self.page_start = 0
-        p = self.panel = _ExplorerPanel(self.latent_dim, len(self.data), self.page, self.orders)
-        p.progress.value = self.stats.n
-        p.by.observe(lambda _: self._show_page(0), 'value')
-        p.search.observe(self._on_search, 'value')
-        p.latent.observe(self._on_latent, 'value')
-        p.previous.on_click(lambda _: self._show_page(self.page_start - self.page))
-        p.next.on_click(lambda _: self._show_page(self.page_start + self.page))
-        for k, button in enumerate(p.atoms):
-            button.on_click(lambda _, k=k: self.show_latent(int(self.page_latents[k])))
-        for control in (p.sample, p.scale):
-            control.observe(lambda _: self._draw_steering(), 'value')
-        p.map_button.on_click(lambda _: self._start_map())
-        p.map_color.observe(lambda _: self._draw_map(), 'value')
-        p.map_latent.observe(lambda change: self.show_latent(change['new']), 'value')
-        self._refresh()
-    return self.panel.box
+    if self.is_open: return self.box
+    self.page_start = 0
+    self.panel = p = _ExplorerPanel(self.latent_dim, len(self.data), self.page, self.orders)
+    p.progress.value = self.stats.n
+    this = weakref.proxy(self)   # the widget does not keep model and data
+    p.by.observe(lambda _: this._show_page(0), 'value')
+    p.search.observe(lambda change: this._on_search(change), 'value')
+    p.latent.observe(lambda change: this._on_latent(change), 'value')
+    p.previous.on_click(lambda _: this._show_page(this.page_start - this.page))
+    p.next.on_click(lambda _: this._show_page(this.page_start + this.page))
+    for k, button in enumerate(p.atoms):
+        button.on_click(lambda _, k=k: this.show_latent(int(this.page_latents[k])))
+    for control in (p.sample, p.scale): control.observe(lambda _: this._draw_steering(), 'value')
+    p.map_button.on_click(lambda _: this._start_map())
+    p.map_color.observe(lambda _: this._draw_map(), 'value')
+    p.map_latent.observe(lambda change: this.show_latent(change['new']), 'value')
+    self.owns(p.box)
+    self._refresh()
+    return self.box
 
 @patch
 def show_latent(
@@ -267,13 +269,14 @@ def _start_map(self:FeatureExplorer) -> None:
 
 @patch
 def _compute_map(self:FeatureExplorer) -> None:
+    p = self.panel   # if the explorer is closed meanwhile, its error is not shown
     try:
         self.map_coordinates()
         self._draw_map()
     except Exception as error:
-        self.panel.map_legend.value = _error_html(error)
-        self.panel.map_box.layout.display = None
-    self.panel.map_button.layout.display = 'none'
+        p.map_legend.value = _error_html(error)
+        p.map_box.layout.display = None
+    p.map_button.layout.display = 'none'
 
 @patch
 def _draw_map(self:FeatureExplorer) -> None:

@@ -8,6 +8,7 @@ __all__ = ['LossPlayground', 'RunComparison', 'compare_runs', 'TrainingDashboard
 
 # %% ../../nbs/lab/01_widgets.ipynb #ebd85caa
 import html
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,8 @@ _all_ = ['TrainingDashboard', 'FeatureExplorer', 'figure_controls', 'figure_png'
 
 from ..eval_viz import new_figure, plain_text, plot_dictionary
 from .dashboard import TrainingDashboard
-from .display import (WidgetWithPicture, figure_controls, figure_png, image_widget,
-                                   interact_figure, stacked_png)
+from .display import (WidgetWithPicture, closes_parts, figure_controls, figure_png,
+                                   image_widget, interact_figure, stacked_png)
 from .page import FeatureExplorer
 from ..losses import METRICS, PENALTIES, get_penalty
 from ..sweeps import Sweep
@@ -116,9 +117,10 @@ class LossPlayground(WidgetWithPicture):
                      for k, z in enumerate(code, 1)]
         names = [f'z_{k}' for k in range(1, len(code) + 1)]
         controls = dict(zip(['penalty', 'target', *names], [self.penalty, self.target, *self.code]))
-        self.widget = figure_controls(
+        box = figure_controls(
             lambda penalty, target, **z: _playground_figure(penalty, target, list(z.values())),
             **controls)
+        self.widget = self.owns(closes_parts(box, *controls.values()))
 
     def picture(self) -> bytes:  # PNG file
         "Return the current figure."
@@ -180,6 +182,8 @@ def _comparison_figure(
 # %% ../../nbs/lab/01_widgets.ipynb #e7b6ae61
 class RunComparison(WidgetWithPicture):
     "Side-by-side view of runs, created by `compare_runs`."
+    lives_with_output = True   # the buttons draw the dictionaries of its models
+
     def __init__(
         self,
         runs:dict[str, dict],           # `history`, `results`, `model` by name of the run
@@ -192,10 +196,11 @@ class RunComparison(WidgetWithPicture):
         self.buttons = [w.Button(description=name, tooltip=f'the dictionary of {name}',
                                  layout=dict(width='auto')) for name in runs]
         self.atoms = image_widget()
-        for button in self.buttons: button.on_click(lambda b: self.open(b.description))
-        self.widget = w.VBox([image_widget(self.overview), w.HTML(_comparison_table(runs)),
-                              w.HBox(self.buttons, layout=dict(flex_flow='row wrap')), self.atoms],
-                             layout=dict(align_items='flex-start'))
+        this = weakref.proxy(self)
+        for button in self.buttons: button.on_click(lambda b: this.open(b.description))
+        parts = [image_widget(self.overview), w.HTML(_comparison_table(runs)),
+                 w.HBox(self.buttons, layout=dict(flex_flow='row wrap')), self.atoms]
+        self.widget = self.owns(w.VBox(parts, layout=dict(align_items='flex-start')))
         self.open(next(iter(runs)))
 
     def open(
