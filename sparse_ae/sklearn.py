@@ -316,10 +316,18 @@ def _partial_trainer(self:SparseAutoencoderTransformer, rows:TensorRows, is_firs
     training |= self._given('steps_per_epoch', 'lr_schedule') | dict(device=self.device)
     training['callbacks'] = (*training.get('callbacks', ()), _OneEpoch())
     if is_first: return Trainer(model, rows, rows, **training)
-    if self._training_state is None: training['initialize'] = False   # after `fit`
     trainer = Trainer(self.model_, rows, rows, **training)
-    if self._training_state is not None: self._resume(trainer)
+    if self._training_state is None: self._continue_fit(trainer)
+    else: self._resume(trainer)
     return trainer
+
+@patch
+def _continue_fit(self:SparseAutoencoderTransformer, trainer:Trainer) -> None:
+    "Continue counts, history and adjusted weights of `fit`, with a new optimiser."
+    trainer.epoch, trainer.step = self.n_iter_, self.n_steps_
+    trainer.history = copy.deepcopy(self.history_)
+    for name in ('sparsity_weight', 'target_sparsity'):
+        if self.n_iter_: setattr(trainer, name, self.history_[name][-1])
 
 @patch
 def _resume(self:SparseAutoencoderTransformer, trainer:Trainer) -> None:
