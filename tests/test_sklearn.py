@@ -36,9 +36,9 @@ pytestmark = pytest.mark.filterwarnings('ignore:target_', 'ignore:the model expl
 X = load_digits().data
 QUICK = dict(max_iter=1, steps_per_epoch=2)
 SETTINGS = [dict(preset=name) for name in PRESETS] + [
-    dict(max_iter=2, steps_per_epoch='auto'), dict(hidden_dims=(4,)), dict(tied=True),
-    dict(scaling=None), dict(scaling='global', validation_fraction=0), dict(sparsity_weight=0.1),
-    dict(dtype=torch.float64), dict(batch_norm=True, hidden_dims=None, batch_size=7)]
+    dict(max_iter=2, steps_per_epoch='auto'), dict(tied=True, scaling=None),
+    dict(hidden_dims=(4,), scaling='global', validation_fraction=0, dtype=torch.float64),
+    dict(sparsity_weight=0.1), dict(batch_norm=True, hidden_dims=None, batch_size=7)]
 
 
 def make(n_components=24, **parameters):
@@ -315,7 +315,7 @@ def test_polars_frames():
 
 @pytest.mark.parametrize('grid', [
     dict(sparsity_weight=[1e-3, 0.3]), dict(target_l0=[1, 8]),
-    dict(preset=['topk', 'l1', 'classic'], target_l0=[2, 4]), dict(activation=['relu', TopK(3)])])
+    dict(preset=['topk', 'lista', 'matching_pursuit'], target_l0=[2, 4]), dict(activation=['relu', TopK(3)])])
 def test_grids(grid):
     search = GridSearchCV(make(max_iter=3, steps_per_epoch=10), grid, cv=2, error_score='raise')
     search.fit(X[:300])
