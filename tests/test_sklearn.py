@@ -128,20 +128,21 @@ def test_global_random_state_is_not_changed(name):
 
 
 def test_random_states():
-    fits = {seed: make(random_state=seed).fit(X) for seed in (0, 1)}
+    fit = lambda seed: make(preset='classic', random_state=seed).fit(X)   # from random weights
+    fits = {seed: fit(seed) for seed in (0, 1)}
     torch.manual_seed(5)
     np.random.seed(5)
-    assert_equal(make().fit(X), fits[0])
-    assert_equal(make(random_state=np.random.RandomState(0)).fit(X), fits[0])
-    different = [fits[1], make(random_state=None).fit(X), make(random_state=None).fit(X)]
+    assert_equal(fit(0), fits[0])
+    assert_equal(fit(np.random.RandomState(0)), fits[0])
+    different = [fits[1], fit(None), fit(None)]
     rows = [e.transform(X[:50]).tobytes() for e in (fits[0], *different)]
     assert len({*rows}) == 4
 
 
 def test_threads_do_not_disturb_each_other():
-    expected = [make(random_state=seed).fit(X) for seed in range(6)]
-    with ThreadPoolExecutor(3) as pool:
-        found = [*pool.map(lambda seed: make(random_state=seed).fit(X), range(6))]
+    fit = lambda seed: make(1000, preset='classic', random_state=seed, steps_per_epoch=1).fit(X[:20])
+    expected = [fit(seed) for seed in range(20)]
+    with ThreadPoolExecutor(4) as pool: found = [*pool.map(fit, range(20))]
     for a, b in zip(expected, found): assert_equal(a, b)
 
 
@@ -180,6 +181,8 @@ def test_precisions():
     single, double = (estimator.transform(X.astype(t)) for t in (np.float32, np.float64))
     assert (single.dtype, double.dtype) == (np.float32, np.float64)
     np.testing.assert_allclose(single, double, rtol=1e-4, atol=1e-4)
+    exact = copy.deepcopy(estimator.model_).double().encode(torch.from_numpy(X)).detach()
+    np.testing.assert_allclose(double, exact, rtol=1e-12, atol=1e-12)
     half = make(dtype=torch.bfloat16).fit(X)
     assert half.transform(np.float32(X)).dtype == np.float32
 
@@ -244,6 +247,13 @@ def test_partial_fit_resumes_after_fit_and_in_another_process():
     assert_equal(estimator, again)
     assert estimator.n_iter_ == 6
     with pytest.raises(ValueError, match='64 features'): estimator.partial_fit(X[:, 1:])
+
+
+def test_partial_fit_learns_from_rows_with_a_larger_error():
+    estimator = make().partial_fit(X[:200])
+    before = estimator.transform(X)
+    estimator.partial_fit(3 * X[200:])
+    assert abs(estimator.transform(X) - before).max() > 1e-3
 
 
 @pytest.mark.parametrize('name', PRESETS)
