@@ -74,7 +74,7 @@ class SparseAutoencoderTransformer(
         self,
         n_components:'int|None'=None,      # Number of latents; `None`: twice the features
         *,
-        preset:str='auto',                 # Name in `PRESETS`; 'auto': 'topk' or, for penalties, 'l1'
+        preset:str='auto',                 # Name in `PRESETS`; 'auto': 'topk', for penalties 'l1'
         target_l0:'float|None'=None,       # Active latents per sample; `None`: n_features / 4
         sparsity_weight:'float|str'='auto',  # Weight of the penalty; fixed without `target_l0`
         sparsity_type:Any='auto',          # Penalty: name in `PENALTIES`, `f(z)` or `Penalty`
