@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:target_', 'ignore:the model expl
 X = load_digits().data
 QUICK = dict(max_iter=1, steps_per_epoch=2)
 SETTINGS = [dict(preset=name) for name in PRESETS] + [
-    dict(max_iter=2, steps_per_epoch='auto'), dict(tied=True, scaling=None),
+    dict(max_iter=2, steps_per_epoch=10), dict(tied=True, scaling=None),
     dict(hidden_dims=(4,), scaling='global', validation_fraction=0, dtype=torch.float64),
     dict(sparsity_weight=0.1), dict(batch_norm=True, hidden_dims=None, batch_size=7)]
 
@@ -143,8 +143,8 @@ def test_random_states():
 def test_threads_do_not_disturb_each_other():
     def fit(seed):
         return make(1000, preset='classic', random_state=seed, steps_per_epoch=1).fit(X[:20])
-    expected = [fit(seed) for seed in range(20)]
-    with ThreadPoolExecutor(4) as pool: found = [*pool.map(fit, range(20))]
+    expected = [fit(seed) for seed in range(10)]
+    with ThreadPoolExecutor(4) as pool: found = [*pool.map(fit, range(10))]
     for a, b in zip(expected, found): assert_equal(a, b)
 
 
