@@ -37,7 +37,7 @@ from .lab.page import FeatureExplorer
 from .losses import METRICS
 from .models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder)
-from .presets import PRESETS, Preset
+from .presets import PRESETS, Preset, table_arguments
 from .scaling import SCALINGS
 from .sparsity_control import REVIVERS
 from .training import train_sparse_autoencoder_with_early_stopping
@@ -419,12 +419,9 @@ def _make_run(
         return Preset(cls(n_features, **{'latent_dim': n_features, **for_model}),
                       {k: v for k, v in options.items() if k not in model_takes or k == 'device'})
     latent_dim = given.pop('latent_dim', 2*n_features)
-    if preset != 'ng': given['l0'] = l0 or min(latent_dim, max(1, round(n_features / 4)))
-    if preset != 'classic': given.setdefault('initialize', 'principal')
-    # about 1,000 steps, however few the rows, and a look at the validation data every 25
-    steps = max(25, n_rows // 512)
-    return cls.from_preset(preset, n_features, latent_dim,
-                           **{'num_epochs': 40, 'steps_per_epoch': steps, **given})
+    if l0 and preset != 'ng': given['l0'] = l0
+    return cls.from_preset(preset, n_features, latent_dim, **{
+        **table_arguments(preset, n_rows, n_features, latent_dim), **given})
 
 # %% ../nbs/12_cli.ipynb #command1
 _OVERRIDES = ('latent_dim', 'hidden_dims', 'activation', 'decoder_norm', 'sparsity_type',
