@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_RATIO', 'MAX_UNPACKED', 'write_errors', 'atomic_write', 'check_writable', 'FolderLock', 'read_errors',
            'read_bytes', 'parse_json', 'read_json', 'open_array', 'read_npz', 'npz_names', 'read_torch',
-           'write_tensors', 'TensorFile', 'read_tensors']
+           'write_safetensors', 'TensorFile', 'read_metadata', 'read_safetensors']
 
 # %% ../nbs/18_files.ipynb #files004
 import errno
@@ -283,8 +283,8 @@ def _read_array_header(file:BinaryIO, available:int) -> _ArrayHeader:
                (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers: raise ValueError(f"version {version} holds no array of numbers")
     header = _ArrayHeader(*readers[version](file))
-    if header.dtype.hasobject or not header.dtype.itemsize:
-        raise ValueError(f"dtype {header.dtype} is no dtype of numbers")
+    if header.dtype.hasobject: raise ValueError("it holds Python objects, which are pickled")
+    if not header.dtype.itemsize: raise ValueError(f"dtype {header.dtype} is none of numbers")
     if any(size < 0 or size >= 2**62 for size in header.shape):
         raise ValueError(f"shape {header.shape} is not valid")
     if header.size > available - file.tell():
@@ -393,6 +393,8 @@ _DTYPES = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', tor
            torch.int64: 'I64', torch.int32: 'I32', torch.int16: 'I16', torch.int8: 'I8',
            torch.uint8: 'U8', torch.bool: 'BOOL'}
 
+_CHECKSUMS = 'sparse_ae_checksums'   # entry of the metadata
+
 def _bytes_of(tensor:Tensor) -> memoryview:
     "Return the bytes of a tensor."
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -406,7 +408,7 @@ def _metadata_checksum(metadata:dict[str, str]) -> str:
     "Return the CRC-32 of metadata."
     return f'{zlib.crc32(json.dumps(metadata, sort_keys=True).encode()):08x}'
 
-def write_tensors(
+def write_safetensors(
     path:'str|Path',                    # File, which is replaced atomically
     tensors:dict[str, Tensor],          # Tensors by name
     metadata:'dict[str, str]|None'=None,    # Further entries of the header
@@ -415,7 +417,7 @@ def write_tensors(
     metadata, header, end = dict(metadata or {}), {}, 0
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     checksums['__metadata__'] = _metadata_checksum(metadata)
-    header['__metadata__'] = metadata | dict(checksums=json.dumps(checksums))
+    header['__metadata__'] = metadata | {_CHECKSUMS: json.dumps(checksums)}
     # The widest first, so that all are aligned
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in names:
@@ -437,8 +439,18 @@ class TensorFile(NamedTuple):
     metadata:dict[str, str]         # Further entries of the header, without the checksums
     checked:bool                    # Whether the file had checksums
 
-def read_tensors(
+def read_metadata(
     path:'str|Path',      # A safetensors file
+) -> dict[str, str]:
+    "Return the entries of the header; no tensor is read."
+    from safetensors import safe_open
+    with open(path, 'rb'): pass      # safetensors reports any error as a missing file
+    with read_errors(path, 'a safetensors file'), safe_open(path, 'pt') as file:
+        return dict(file.metadata() or {})
+
+def read_safetensors(
+    path:'str|Path',                    # A safetensors file
+    kind:str='a safetensors file',      # Kind of file that it should be, for the error
 ) -> TensorFile:
     """Read a safetensors file, and compare its checksums, if it has them.
 
@@ -446,10 +458,10 @@ def read_tensors(
     from safetensors import safe_open
     path = as_path('path', path)
     with open(path, 'rb'): pass      # safetensors reports any error as a missing file
-    with read_errors(path, 'a safetensors file'), safe_open(path, 'pt') as file:
+    with read_errors(path, kind), safe_open(path, 'pt') as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    text = metadata.pop('checksums', None)
+    text = metadata.pop(_CHECKSUMS, None)
     if text is None: return TensorFile(tensors, metadata, False)
     expected = parse_json(text, f'the checksums in {path}')
     found = dict.fromkeys(tensors)
