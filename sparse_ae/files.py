@@ -432,6 +432,35 @@ def write_safetensors(
         file.write(struct.pack('<Q', len(text)) + text)
         for name in names: file.write(_bytes_of(tensors[name]))
 
+# %% ../nbs/18_files.ipynb #files39b
+_READABLE = {name: dtype for dtype, name in _DTYPES.items()} | {
+    'U16': torch.uint16, 'U32': torch.uint32, 'U64': torch.uint64,
+    'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2}
+
+def _read_header(file:BinaryIO) -> tuple[dict[str, str], dict[str, dict]]:
+    "Return the metadata of a safetensors file, and the valid entries of its tensors in their order."
+    length = os.fstat(file.fileno()).st_size
+    size = struct.unpack('<Q', file.read(8))[0]
+    if size > length - 8: raise ValueError(f"its header claims {size} bytes of {length}")
+    header = json.loads(file.read(size))
+    if not isinstance(header, dict): raise ValueError("its header is no JSON object")
+    metadata, end = header.pop('__metadata__', {}), 0
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata must be strings")
+    entries = dict(sorted(header.items(), key=lambda item: item[1]['data_offsets']))
+    for name, entry in entries.items():
+        if entry['dtype'] not in _READABLE:
+            raise ValueError(f"{name} has the unknown dtype {entry['dtype']!r}")
+        entry['dtype'] = _READABLE[entry['dtype']]
+        (first, last), numbers = entry['data_offsets'], [*entry['data_offsets'], *entry['shape']]
+        if not all(type(n) is int and n >= 0 for n in numbers) or first != end or (
+                last - first != math.prod(entry['shape']) * entry['dtype'].itemsize):
+            raise ValueError(f"{name} has a shape or offsets that are not valid")
+        end = last
+    if 8 + size + end != length:
+        raise ValueError(f"it has {length} bytes, {8 + size + end} expected")
+    return metadata, entries
+
 # %% ../nbs/18_files.ipynb #files040
 class TensorFile(NamedTuple):
     "Contents of a safetensors file."
@@ -443,10 +472,8 @@ def read_metadata(
     path:'str|Path',      # A safetensors file
 ) -> dict[str, str]:
     "Return the entries of the header; no tensor is read."
-    from safetensors import safe_open
-    with open(path, 'rb'): pass      # safetensors reports any error as a missing file
-    with read_errors(path, 'a safetensors file'), safe_open(path, 'pt') as file:
-        return dict(file.metadata() or {})
+    with open(path, 'rb') as file, read_errors(path, 'a safetensors file'):
+        return _read_header(file)[0]
 
 def read_safetensors(
     path:'str|Path',                    # A safetensors file
@@ -455,16 +482,16 @@ def read_safetensors(
     """Read a safetensors file, and compare its checksums, if it has them.
 
     Raises `OSError`, or `ValueError` that names the file for one that is damaged."""
-    from safetensors import safe_open
-    path = as_path('path', path)
-    with open(path, 'rb'): pass      # safetensors reports any error as a missing file
-    with read_errors(path, kind), safe_open(path, 'pt') as file:
-        metadata = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    path, tensors = as_path('path', path), {}
+    with open(path, 'rb') as file, read_errors(path, kind):
+        metadata, entries = _read_header(file)
+        for name, entry in entries.items():
+            tensor = torch.empty(entry['shape'], dtype=entry['dtype'], device='cpu')
+            if file.readinto(_bytes_of(tensor)) != tensor.nbytes: raise ValueError("it is cut off")
+            tensors[name] = tensor
     text = metadata.pop(_CHECKSUMS, None)
     if text is None: return TensorFile(tensors, metadata, False)
     expected = parse_json(text, f'the checksums in {path}')
-    found = dict.fromkeys(tensors)
     found = {name: _checksum(tensor) for name, tensor in tensors.items()}
     found['__metadata__'] = _metadata_checksum(metadata)
     if found == expected: return TensorFile(tensors, metadata, True)
