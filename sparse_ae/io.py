@@ -89,7 +89,7 @@ def _embedded_config(metadata:dict[str, str], path:Path) -> 'dict|None':
 # %% ../nbs/11_io.ipynb #loading2
 def _warn_if_configs_differ(folder:Path) -> None:
     "Warn if `config.json` differs from the configuration of the weights, also after any save."
-    for _ in range(20):
+    for _ in range(5):
         try:
             written = read_json(folder/CONFIG)
             if written == _embedded_config(read_metadata(folder/WEIGHTS), folder/WEIGHTS): return
