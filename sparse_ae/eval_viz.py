@@ -210,8 +210,7 @@ def save_figure(
 ) -> Figure:                        # `fig`
     """Write a figure to `save_path`, unless that is `None`, and return the figure.
 
-    Raises `ValueError` for a folder and for a suffix that matplotlib does not know, `OSError` that
-    names the file."""
+    Raises `ValueError` for a folder and an unknown suffix, `OSError` that names the file."""
     if save_path is None: return fig
     path = as_path('save_path', save_path)
     if path.is_dir(): raise ValueError(f"save_path must be a file, got the folder {str(path)!r}")

@@ -68,13 +68,17 @@ def _machine() -> str:
     except OSError: text = platform.node()
     return f'{zlib.crc32(text.encode()):08x}'
 
-def _try_lock(file:int) -> 'bool|None':
-    "Lock an open file until it is closed: whether that worked; `None` if locks do not exist here."
-    if fcntl is None: return None
+def _try_lock(file:'int|None') -> 'bool|None':
+    "Lock an open folder until it is closed: whether that worked; `None` where locks do not exist."
+    if file is None: return None
     try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError: return False
     except OSError: return None
     return True
+
+def _open_folder(path:Path) -> 'int|None':
+    "Open a folder; `None` where that is not possible."
+    return None if fcntl is None else os.open(path, os.O_RDONLY)
 
 def _is_at(file:int, path:Path) -> bool:
     "Whether `path` is the name of an open file."
@@ -82,16 +86,21 @@ def _is_at(file:int, path:Path) -> bool:
     except FileNotFoundError: return False
 
 # %% ../nbs/18_files.ipynb #files10b
-def _make_temporary(folder:Path) -> tuple[Path, int]:
-    "Make a temporary folder; return it and its open, locked file."
+def _make_temporary(folder:Path) -> 'tuple[Path, int|None]':
+    "Make a temporary folder; return it, and its number as an open, locked folder."
     while True:
         temporary = folder/f'.sparse_ae-{_machine()}-{secrets.token_hex(6)}.tmp'
         temporary.mkdir()
         with suppress(FileNotFoundError):   # another writer removed the folder before the lock
-            file = os.open(temporary/'lock', os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            if _try_lock(file) is not False and _is_at(file, temporary/'lock'):
-                return temporary, file
-            os.close(file)
+            lock = _open_folder(temporary)
+            if lock is None or _try_lock(lock) is not False and _is_at(lock, temporary):
+                return temporary, lock
+            os.close(lock)
+
+def _remove_temporary(temporary:Path, lock:'int|None') -> None:
+    "Remove a temporary folder, then its lock."
+    shutil.rmtree(temporary, ignore_errors=True)
+    if lock is not None: os.close(lock)
 
 def _remove_abandoned(folder:Path, now:float) -> None:
     "Remove temporary folders whose writers have ended."
@@ -101,11 +110,10 @@ def _remove_abandoned(folder:Path, now:float) -> None:
         with suppress(OSError):   # of another user, or removed by another writer
             is_old = now - path.stat().st_mtime > _OLD
             if not is_old and match[1] != _machine(): continue
-            file = None
-            with suppress(FileNotFoundError): file = os.open(path/'lock', os.O_RDWR)
-            free = None if file is None else _try_lock(file)
-            if free or free is None and is_old: shutil.rmtree(path, ignore_errors=True)
-            if file is not None: os.close(file)
+            lock = _open_folder(path)
+            free = _try_lock(lock)
+            if free or free is None and is_old: _remove_temporary(path, lock)
+            elif lock is not None: os.close(lock)
 
 # %% ../nbs/18_files.ipynb #files012
 def _check_target(path:Path) -> None:
@@ -128,18 +136,15 @@ def atomic_write(
         folder, lock = _make_temporary(path.parent)
     try:
         with write_errors(path, folder):
-            now, mode = os.fstat(lock).st_mtime, os.fstat(lock).st_mode
-            _remove_abandoned(path.parent, now)
+            _remove_abandoned(path.parent, folder.stat().st_mtime)
             temporary = folder/path.name
             temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
             temporary.chmod(mode)   # permissions by the umask; some writers set fewer
             with open(temporary, 'rb+') as file: os.fsync(file.fileno())
             temporary.replace(path)
-    finally:
-        if fcntl is None: os.close(lock)   # Windows removes closed files only
-        shutil.rmtree(folder, ignore_errors=True)
-        if fcntl is not None: os.close(lock)
+    finally: _remove_temporary(folder, lock)
 
 # %% ../nbs/18_files.ipynb #files017
 def check_writable(
@@ -150,8 +155,8 @@ def check_writable(
     folder = as_path('folder', folder)
     with write_errors(folder, folder):
         temporary, lock = _make_temporary(folder)
-        os.close(lock)
-        shutil.rmtree(temporary, ignore_errors=True)
+        try: (temporary/'x').write_bytes(b'x')
+        finally: _remove_temporary(temporary, lock)
     free = shutil.disk_usage(folder).free
     if free < size:
         raise OSError(errno.ENOSPC, f"{size:,} bytes are needed, but only {free:,} are free",

@@ -86,7 +86,7 @@ def _embedded_config(metadata:dict[str, str], path:Path) -> 'dict|None':
     raise ValueError(f"the metadata of {path} must hold a JSON object, got "
                      f"{type(config).__name__}")
 
-# %% ../nbs/11_io.ipynb #loading2
+# %% ../nbs/11_io.ipynb #loading6
 def _warn_if_configs_differ(folder:Path) -> None:
     "Warn if `config.json` differs from the configuration of the weights, also after any save."
     for _ in range(5):
@@ -111,6 +111,7 @@ def _build_model(cls:type, config:dict, tensors:dict[str, Tensor], folder:Path,
     model.load_state_dict(tensors)
     return model.eval()
 
+# %% ../nbs/11_io.ipynb #loading2
 def _read_model(
     cls:type,                  # Class that the model must be
     folder:Path,               # Folder written by `save_pretrained`

@@ -282,6 +282,7 @@ def _read_record(folder:Path) -> dict:
         raise ValueError(f"{path} is damaged: rows, shards, columns, width or dtype do not agree")
     return record
 
+# %% ../../nbs/networks/01_store.ipynb #store18b
 def _check_shard_file(folder:Path, shard:dict, row_bytes:int) -> None:
     "Raise an error that names a shard which is missing, or too short for its rows."
     _check_keys(folder/STORE, shard, _SHARD_KEYS)

@@ -137,7 +137,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_named_as_damage(tmp_path):
     path, good = tmp_path/CHECKPOINT, (tmp_path/CHECKPOINT).read_bytes()
     header = int.from_bytes(good[:8], 'little')
     tensors = read_safetensors(path).tensors
-    for place in [8 + header + k for k in range(0, len(good) - 8 - header, 211)]:
+    for place in range(8 + header, len(good), (len(good) - 8 - header)//40):
         flip(path, place, place % 8)
         with pytest.raises(ValueError, match='is damaged: the checksum of t'): read_state(path)
         path.write_bytes(good)
@@ -432,10 +432,10 @@ def test_figures_are_closed_whatever_the_backend(backend):
     finally: plt.switch_backend(before)
 
 
-def test_titles_are_never_formulas(tmp_path):
+def test_titles_are_never_formulas():
     results = evaluate_sparse_autoencoder(model(), X)
     for title in ('$x', '$5 and $6', r'$\frac{$', r'\$5 and $6$', '$$', r'a\\$b$'):
-        fig = plot_sparse_autoencoder_analysis(results, title, tmp_path/'x.png')
+        fig = plot_sparse_autoencoder_analysis(results, title)
         text = fig._suptitle
         shown, is_formula = text._preprocess_math(text.get_text())
         assert not is_formula and shown.startswith(title)
