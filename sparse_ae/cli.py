@@ -190,8 +190,9 @@ def train_and_report(
     **options:Any,            # Arguments of `train_sparse_autoencoder_with_early_stopping`
 ) -> dict[str, str]:          # Table of metrics
     "Train and evaluate a model, write the run folder, print metrics and the paths of the pages."
-    # Errors in these two should come before the training
+    # Errors in these should come before the training
     folder = make_folder('folder', folder)
+    check_writable(folder)
     if image_shape is not None: check_image_shape(image_shape, test_data[0].shape[0])
     history = train_sparse_autoencoder_with_early_stopping(model, train_data, val_data, **options)
     results = evaluate_sparse_autoencoder(model, test_data, device=options.get('device', 'cpu'))

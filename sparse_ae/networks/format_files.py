@@ -107,7 +107,7 @@ def tensor(
     value = self.get(name)
     expected = f"must be a tensor of real numbers of shape {shape}".replace('None', 'any')
     if not isinstance(value, Tensor) or not value.is_floating_point() or (
-            value.layout != torch.strided or value.ndim != len(shape)
+            value.layout != torch.strided or value.ndim != len(shape) or not value.numel()
             or any(want not in (None, got) for want, got in zip(shape, value.shape))):
         self.refuse(name, expected)
     if self.dtype is None: self.dtype = value.dtype

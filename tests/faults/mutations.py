@@ -302,12 +302,15 @@ def campaign(mutations, seed=0, start=0, verbose=False):
             for line in lines:
                 if 'done' not in line: continue
                 counts[line['name']].update(line['counts'])
-                if line['problem']: failures.append((line['done'], line['problem']))
+                if line['problem']:
+                    failures.append((line['done'], line['problem']))
+                    if verbose: print(f'--- file {failures[-1][0]}\n{failures[-1][1]}', flush=True)
             last_done = max((line['done'] for line in lines if 'done' in line), default=first - 1)
             if status:       # a crash, or no end within the time
                 what = f'signal {os.WTERMSIG(status)}' if os.WIFSIGNALED(status) else 'exit'
-                failures.append((last_done + 1, f"{lines[-1]['name'] if lines else ''}: {what}"))
                 last_done += 1
+                failures.append((last_done, f"{lines[-1]['name'] if lines else ''}: {what}"))
+                if verbose: print(f'--- file {last_done}\n{failures[-1][1]}', flush=True)
             first = last_done + 1
             if verbose and first // 5000 != last_done // 5000 - 1 and first % 5000 == 0:
                 rate = (first - start) / (time.monotonic() - began)
@@ -329,7 +332,6 @@ def main():
     total = sum(sum(c.values()) for c in counts.values())
     print(f'{total:,} files in {seconds:.0f} s, {total/seconds:.0f} a second; '
           f'{len(failures)} failures')
-    for number, problem in failures[:40]: print(f'--- file {number}\n{problem}')
     sys.exit(bool(failures))
 
 if __name__ == '__main__': main()
