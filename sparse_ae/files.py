@@ -443,7 +443,7 @@ _READABLE = {name: dtype for dtype, name in _DTYPES.items()} | {
     'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2}
 
 def _read_header(file:BinaryIO) -> tuple[dict[str, str], dict[str, dict]]:
-    "Return the metadata of a safetensors file, and the valid entries of its tensors in their order."
+    "Return the metadata of a safetensors file, and the entries of its tensors in their order."
     length = os.fstat(file.fileno()).st_size
     size = struct.unpack('<Q', file.read(8))[0]
     if size > length - 8: raise ValueError(f"its header claims {size} bytes of {length}")
