@@ -244,7 +244,7 @@ def check_load(name, path, load, counts):
     except (ValueError, OSError) as error:
         text = str(error)
         counts[type(error).__name__] += 1
-        named = str(path.parent) in text or path.name in text
+        named = str(path.parent) in text or any(file.name in text for file in before)
         if not named: return f'{name}: the error names no file: {error!r:.300}'
         if 'allocate' in text.lower(): return f'{name}: allocated: {error!r:.300}'
     except BaseException: return f'{name}: {traceback.format_exc(limit=-4)[-1500:]}'
