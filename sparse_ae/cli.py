@@ -32,7 +32,8 @@ from .data import Rows, image_patches, open_folder, sample_rows, train_val_split
 from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dictionary,
                                 plot_reconstructions, plot_sparse_autoencoder_analysis,
                                 plot_sparse_training_history)
-from .io import CHECKPOINT, atomic_write
+from .files import atomic_write, check_writable, npz_names, open_array, read_npz
+from .io import CHECKPOINT
 from .lab.page import FeatureExplorer
 from .losses import METRICS
 from .models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder,
@@ -189,8 +190,9 @@ def train_and_report(
     **options:Any,            # Arguments of `train_sparse_autoencoder_with_early_stopping`
 ) -> dict[str, str]:          # Table of metrics
     "Train and evaluate a model, write the run folder, print metrics and the paths of the pages."
-    # Errors in these two should come before the training
+    # Errors in these should come before the training
     folder = make_folder('folder', folder)
+    check_writable(folder)
     if image_shape is not None: check_image_shape(image_shape, test_data[0].shape[0])
     history = train_sparse_autoencoder_with_early_stopping(model, train_data, val_data, **options)
     results = evaluate_sparse_autoencoder(model, test_data, device=options.get('device', 'cpu'))
@@ -316,7 +318,7 @@ def _read_csv(path:Path) -> np.ndarray:
     if dropped: warn_caller(f"{path.name}: dropped {' and '.join(dropped)}")
     columns = range(index, len(_cells(next(iter(lines.values()))))) if index else None
     try: return np.loadtxt(list(lines.values()), delimiter=',', ndmin=2, dtype=np.float32,
-                           quotechar='"', usecols=columns)
+                           comments=None, quotechar='"', usecols=columns)
     except ValueError as error: raise ValueError(_find_csv_error(lines, index) or error) from None
 
 # %% ../nbs/12_cli.ipynb #files003
@@ -338,13 +340,14 @@ def load_matrix(
     if key and suffix != '.npz':
         raise ValueError(f"key must be empty for a {suffix} file, got {key!r}")
     try:
-        if suffix == '.npy': return np.load(path, mmap_mode='r', allow_pickle=False)
         if suffix == '.csv': return _read_csv(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            if not arrays.files: raise ValueError('the file holds no array')
-            if not key and len(arrays.files) == 1: key = arrays.files[0]
-            return arrays[check_choice('key', key, arrays.files)]
-    except (ValueError, EOFError, OSError) as e: raise ValueError(f"{path}: {e}") from None
+        if suffix == '.npy': return open_array(path)
+        names = npz_names(path)
+        if not names: raise ValueError('the file holds no array')
+        key = check_choice('key', key or (names[0] if len(names) == 1 else key), names)
+        return read_npz(path, key)[key]
+    except (ValueError, csv.Error) as e:
+        raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
 
 # %% ../nbs/12_cli.ipynb #5d0c1e7a
 def parse_hidden_dims(text:str) -> 'tuple[int, ...]|None':

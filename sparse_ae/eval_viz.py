@@ -25,6 +25,7 @@ from matplotlib.figure import Figure  # pyplot would start a graphical backend
 
 from .activations import eval_mode
 from .data import Batches, first_rows, open_rows
+from .files import atomic_write
 from .losses import METRICS, Measurements, Metric, hoyer_sparseness
 from .models import (BaseSparseAutoencoder, between_steps, check_autoencoder,
                               check_forward, decode_batch, encode_batch, hold_steps, is_native,
@@ -198,21 +199,26 @@ def new_figure(
     """Create a figure. With a backend that opens no window, pyplot drops its reference at once, so
     that the figure is neither shown twice nor kept in memory."""
     import matplotlib.pyplot as plt
+    from matplotlib.backend_bases import FigureManagerBase
     fig = plt.figure(figsize=(width, height), dpi=80, layout='constrained')
-    if plt.get_backend().lower().split('.')[-1] in ('agg', 'inline', 'backend_inline'):
-        plt.close(fig)
+    if type(fig.canvas.manager) is FigureManagerBase: plt.close(fig)   # no window
     return fig
 
 def save_figure(
     fig:Figure,                     # Figure to write
     save_path:'str|Path|None',      # File; its format follows from the suffix. `None`: no file
 ) -> Figure:                        # `fig`
-    "Write a figure to `save_path`, unless that is `None`, and return the figure."
+    """Write a figure to `save_path`, unless that is `None`, and return the figure.
+
+    Raises `ValueError` for a folder and an unknown suffix, `OSError` that names the file."""
     if save_path is None: return fig
     path = as_path('save_path', save_path)
     if path.is_dir(): raise ValueError(f"save_path must be a file, got the folder {str(path)!r}")
+    format, known = path.suffix[1:].lower(), fig.canvas.get_supported_filetypes()
+    if format not in known:
+        raise ValueError(f"save_path must end in .{', .'.join(sorted(known))}, got {str(path)!r}")
     make_folder('save_path', path.parent)
-    fig.savefig(path, dpi=150)
+    with atomic_write(path) as temporary: fig.savefig(temporary, dpi=150, format=format)
     return fig
 
 def plain_text(

@@ -236,10 +236,10 @@ def stop(self:Trainer, reason:BaseException) -> None:
 # %% ../nbs/02_training.ipynb #run00002
 @patch
 def start(self:Trainer) -> None:
-    "Normalise the decoder before the first step, or load the checkpoint to resume from."
+    "Load the checkpoint to resume from, or normalise the decoder before the first step."
     if self.started: return
-    self.autoencoder.normalize_decoder_weights()
     if self.options.resume: resume_training(self)
+    if not self.started: self.autoencoder.normalize_decoder_weights()
     self.started = True
 
 @patch
@@ -248,9 +248,13 @@ def running(self:Trainer) -> Iterator[None]:
     "Prepare the model for the loop: scaled unit and single precision, both undone afterwards."
     with (gradients_enabled(), in_training(self.model) as self.lock,
           torch.cuda.device_of(self.parameters[0]), ExitStack() as stack):
+        state = self.model.state_dict() if self.options.resume else {}
+        before = {name: value.clone() for name, value in state.items()}
+        stack.callback(lambda: before and self.model.load_state_dict(before))  # a resume that fails
         if self.scaling: stack.enter_context(self.model.in_scaled_unit(self.scaling))
         stack.enter_context(master_precision(self.model))
         self.start()
+        before.clear()
         for p in self.parameters: p.grad = None   # left over from an earlier run
         stack.callback(self.model.eval)
         yield

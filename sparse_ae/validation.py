@@ -200,6 +200,7 @@ def as_path(
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"{name} must be a path, got {path!r}")
     if not os.fspath(path): raise ValueError(f"{name} must be a path, got an empty string")
+    if '\0' in os.fsdecode(path): raise ValueError(f"{name} must be a path, got {str(path)!r}")
     try: return Path(path).expanduser()
     except RuntimeError:
         raise ValueError(f"{name} must begin with a home directory that exists, got "

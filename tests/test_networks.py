@@ -186,7 +186,7 @@ def change_json(path, **changes):
      '00001.safetensors cannot be read as a shard'),
     (lambda s: index(s).unlink(), FileNotFoundError, 'store.json'),
     (lambda s: index(s).write_bytes(b'\xff\xfe'), ValueError, 'store.json is not JSON'),
-    (lambda s: index(s).write_text('[1]'), ValueError, 'store.json is damaged'),
+    (lambda s: index(s).write_text('[1]'), ValueError, 'store.json must hold a JSON object'),
     (lambda s: change_json(index(s), format=2), ValueError, 'store.json has format 2'),
     (lambda s: change_json(index(s), format='1'), ValueError, "store.json is damaged: .*'format'"),
     (lambda s: change_json(index(s), width=17), ValueError, '00000.safetensors must have activations'),

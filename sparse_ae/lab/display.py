@@ -316,7 +316,7 @@ class LiveCurves:
         from matplotlib.ticker import LogFormatter
         figure = FigureCanvasAgg(Figure(figsize=(2.75, 2.6), dpi=80)).figure
         ax = figure.add_axes((0.21, 0.19, 0.72, 0.7), xlabel=xlabel, yscale=scale, xlim=(0, 10))
-        ax.set_title(title, fontsize=9, x=0.4)  # centred in the figure
+        ax.set_title(title, fontsize=9, x=0.4, parse_math=False)  # centred in the figure
         ax.tick_params(labelsize=8)
         ax.locator_params(axis='x', nbins=4)  # drawing ticks and their labels dominates the time
         if scale == 'linear':

@@ -52,7 +52,7 @@ class _Sheet(NamedTuple):
 
     def draw(self, ax:Any, columns:int=8) -> None:
         rows = math.ceil(len(self.pictures) / columns)
-        ax.set_title(self.title, fontsize=9, loc='left')
+        ax.set_title(self.title, fontsize=9, loc='left', parse_math=False)
         ax.axis('off')
         for k, (picture, note) in enumerate(zip(self.pictures, self.notes)):
             x, y = k % columns, 1.3*(k // columns)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..cli import command
+from ..files import open_array
 from .capture import capture
 from .store import DTYPES
 from ..validation import as_path, check_choice, check_device, check_int, require
@@ -106,8 +107,7 @@ def text_batches(
 def array_batches(paths:Iterable[Path], batch_size:int) -> Iterator[Tensor]:
     "Yield the rows of `.npy` files in batches."
     for path in paths:
-        try: rows = np.load(path, mmap_mode='r', allow_pickle=False)
-        except (ValueError, EOFError) as error: raise ValueError(f"{path}: {error}") from None
+        rows = open_array(path)
         for start in range(0, len(rows), batch_size):
             yield torch.from_numpy(np.array(rows[start:start + batch_size]))
 

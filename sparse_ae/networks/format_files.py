@@ -11,49 +11,25 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
 from ..activations import BatchTopK, JumpReLU, ReLU
-from ..io import atomic_write
+from ..files import atomic_write, read_json, read_npz, read_safetensors, read_torch
 from .conversions import SingleLayer, fold_scaling
 from ..validation import check_positive, make_folder, warn_caller
 
 # %% ../../nbs/networks/06_format_files.ipynb #format06
-def _read_json(path:Path) -> dict:
-    "Return the JSON object in a file."
-    try: values = json.loads(path.read_text())
-    except ValueError as error: raise ValueError(f"{path} is not JSON: {error}") from None
-    if isinstance(values, dict): return values
-    raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-
-def _read_safetensors(path:Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    try: return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+def _read_safetensors(path:Path) -> dict[str, Tensor]: return read_safetensors(path).tensors
 
 def _read_npz(path:Path) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except Exception as error:      # of zipfile, zlib, struct, NumPy or torch
+    try: return {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
+    except TypeError as error:      # a dtype that torch lacks
         raise ValueError(f"{path} is not an .npz file of numbers: {error}") from None
 
-def _read_torch(path:Path) -> dict:
-    "Return the dictionary of tensors and numbers in a file of `torch.save`; no code is run."
-    try: values = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:      # a damaged pickle raises errors of any kind
-        first = (str(error).splitlines() or [repr(error)])[0]
-        raise ValueError(f"{path} is not a file of tensors: {first}") from None
-    if isinstance(values, dict): return values
-    raise ValueError(f"{path} must hold a dictionary of tensors, got {type(values).__name__}")
-
-READERS = {'.json': _read_json, '.safetensors': _read_safetensors, '.npz': _read_npz,
-           '.pt': _read_torch, '.pth': _read_torch}
+READERS = {'.json': read_json, '.safetensors': _read_safetensors, '.npz': _read_npz,
+           '.pt': read_torch, '.pth': read_torch}
 
 # %% ../../nbs/networks/06_format_files.ipynb #format07
 class FileContents:
@@ -131,7 +107,7 @@ def tensor(
     value = self.get(name)
     expected = f"must be a tensor of real numbers of shape {shape}".replace('None', 'any')
     if not isinstance(value, Tensor) or not value.is_floating_point() or (
-            value.layout != torch.strided or value.ndim != len(shape)
+            value.layout != torch.strided or value.ndim != len(shape) or not value.numel()
             or any(want not in (None, got) for want, got in zip(shape, value.shape))):
         self.refuse(name, expected)
     if self.dtype is None: self.dtype = value.dtype

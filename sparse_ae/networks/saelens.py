@@ -34,7 +34,7 @@ def _saelens_is_current(values:dict) -> bool:
     metadata = values.get('metadata')
     if not isinstance(metadata, dict): metadata = {}
     version = values.get('sae_lens_version') or metadata.get('sae_lens_version')
-    digits = re.match(r'\d+', str(version))
+    digits = re.match(r'\d{1,9}', str(version))
     return bool(digits) and int(digits[0]) >= 6
 
 def _saelens_config(path:Path) -> FileContents:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data import ROW_FOLDERS, Rows
-from ..io import atomic_write
+from ..files import atomic_write, read_json
 from ..validation import (as_path, check_choice, check_fraction, check_int,
                                   check_seed, make_folder, warn_caller)
 
@@ -267,23 +267,24 @@ def _read_record(folder:Path) -> dict:
     path = folder/STORE
     if not path.is_file():
         raise FileNotFoundError(f"folder must hold {STORE}, as capture writes it; none in {folder}")
-    try: record = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error: raise ValueError(f"{path} is not JSON: {error}") from None
+    record = read_json(path)
     _check_keys(path, record, dict(format=int))
     if record['format'] > FORMAT:
         raise ValueError(f"{path} has format {record['format']}, this version of sparse_ae reads "
                          f"up to {FORMAT}: update it")
     _check_keys(path, record, _KEYS)
-    for shard in record['shards']: _check_shard_file(folder, shard)
     contents = (record['width'] or 0) > 0 and record['dtype'] in DTYPES
-    if (not all(name in COLUMNS for name in record['columns'])
+    row_bytes = record['width'] * DTYPES[record['dtype']].itemsize if contents else 0
+    for shard in record['shards']: _check_shard_file(folder, shard, row_bytes)
+    if (not all(isinstance(name, str) and name in COLUMNS for name in record['columns'])
             or sum(shard['rows'] for shard in record['shards']) != record['rows']
             or record['rows'] and not contents):
         raise ValueError(f"{path} is damaged: rows, shards, columns, width or dtype do not agree")
     return record
 
-def _check_shard_file(folder:Path, shard:dict) -> None:
-    "Raise an error that names a shard which is missing or has another length."
+# %% ../../nbs/networks/01_store.ipynb #store18b
+def _check_shard_file(folder:Path, shard:dict, row_bytes:int) -> None:
+    "Raise an error that names a shard which is missing, or too short for its rows."
     _check_keys(folder/STORE, shard, _SHARD_KEYS)
     if not _SHARD_NAME.fullmatch(shard['file']):
         raise ValueError(f"{folder/STORE} is damaged: shard {shard['file']!r} is no shard's name")
@@ -292,6 +293,9 @@ def _check_shard_file(folder:Path, shard:dict) -> None:
     if path.stat().st_size != shard['bytes']:
         raise ValueError(f"{path} is damaged: it has {path.stat().st_size} bytes, "
                          f"{shard['bytes']} expected")
+    if shard['rows'] * row_bytes > shard['bytes']:
+        raise ValueError(f"{folder/STORE} is damaged: {shard['rows']} rows of {row_bytes} bytes "
+                         f"are more than {shard['file']} has")
 
 # %% ../../nbs/networks/01_store.ipynb #store020
 _OPEN_SHARDS = 2   # shards mapped at a time
@@ -350,11 +354,12 @@ def _map_shard(self:ActivationStore, number:int) -> dict[str, Tensor]:
     shapes = dict.fromkeys(self.record['columns'], (shard['rows'],))
     shapes['activations'] = (shard['rows'], self.record['width'])
     dtypes = COLUMNS | dict(activations=DTYPES[self.record['dtype']])
+    with open(path, 'rb'): pass      # safetensors reports any error as a missing file
     try:
         with safe_open(path, 'pt') as file:
             first_row = (file.metadata() or {}).get('first_row')
             tensors = {name: file.get_tensor(name) for name in shapes}
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except Exception as error:
         raise ValueError(f"{path} cannot be read as a shard: {error}") from None
     if first_row != str(first):
         raise ValueError(f"{path} must begin with row {first}, got row {first_row}: it is another "
