@@ -124,7 +124,8 @@ def test_pages_load_katex_from_the_site(builder, tmp_path):
 
 def test_a_site_that_loads_from_elsewhere_is_not_built(tmp_path):
     (tmp_path/'index.html').write_text('<script src="https://x/y.js"></script>')
-    with pytest.raises(SystemExit, match='index.html: loads https://x/y.js'): docs.make_local(tmp_path)
+    with pytest.raises(SystemExit, match='index.html: loads https://x/y.js'):
+        docs.make_local(tmp_path)
 
 
 def test_missing_katex_is_one_clear_line(tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_a_hostile_title_stays_text(text, small_explorer, plain, tmp_path):
 @pytest.mark.parametrize('text', hostile.TEXTS, ids=ascii)
 def test_a_hostile_file_name_stays_text_in_the_report(text, tmp_path):
     for name in _REPORT_FIGURES: (tmp_path/name).write_bytes(b'image')
-    write = lambda text: Structure(report_html(tmp_path, text, {'L0': text}, {'data': text, text: 1}))
+    write = lambda text: Structure(report_html(tmp_path, text, {'L0': text}, {text: text}))
     page = write(text)
     assert page.elements == write('a').elements and page.title == text
 

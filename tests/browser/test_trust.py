@@ -111,7 +111,8 @@ def assert_untouched(page):
 
 def test_all_functions_of_a_hostile_explorer_page(page, pages):
     page.go((pages/'latents.html').as_uri(), 1280)
-    buttons, heading = lambda: page.find('#atoms button'), lambda: page.element('#latent h1').text
+    buttons = lambda: page.find('#atoms button')
+    heading = lambda: page.element('#latent h1').text
     page.wait(lambda: len(buttons()) == len(hostile.TEXTS), 'all latents')
     # every latent, as by a click
     shown = page.driver.execute_script('''return [...document.querySelectorAll("#atoms button")]
