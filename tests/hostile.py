@@ -13,6 +13,7 @@ _MARKUP = (
 _OTHERS = (
     'javascript:window.hacked=1', '" onmouseover="window.hacked=1', "' autofocus onfocus='hacked=1",
     '<!--<script>', '<![CDATA[', '&lt;script&gt;', '&#60;b&#62;', '\\u003cscript\\u003e',
-    '\u2028', '\u2029', '\x00<b>', '\r\n<b>', '\ud800', '\u202e<b>', '\ufeff<b>', '＜script＞', '{title}', '{0}', '%s', '$x$',
+    '\u2028', '\u2029', '\x00<b>', '\r\n<b>', '\ud800', '\u202e<b>', '\ufeff<b>',
+    '＜script＞', '{title}', '{0}', '%s', '$x$',
     '__proto__', 'constructor', '=1+1', 'Ġ<i>', '▁<i>', '##<i>', '</b', '<', '>', '&', '"', "'", '')
 TEXTS = [end + markup for end in _ENDS for markup in _MARKUP] + list(_OTHERS)

@@ -35,13 +35,15 @@ def in_step(lines, constraints, settings):
 
 def test_requirements_with_hashes_are_in_step():
     "If not: `make requirements`."
-    constraints, settings = ((ROOT/name).read_text() for name in ('constraints.txt', 'settings.ini'))
+    constraints = (ROOT/'constraints.txt').read_text()
+    settings = (ROOT/'settings.ini').read_text()
     assert in_step(LINES, constraints, settings) == []
     assert LINES == sorted(LINES, key=lambda line: line.partition('==')[0]) and len(LINES) > 100
     assert in_step(LINES, constraints + 'numpy==1.0\n', settings) == ['numpy==1.0']
     assert in_step(LINES, 'unknown-package<2', settings) == ['unknown-package<2']
     assert in_step(['numpy==2.0', *LINES], '', settings) == ['numpy==2.0']
-    assert in_step([line for line in LINES if 'pytest==' not in line], '', settings) == ['pytest>=8']
+    without_pytest = [line for line in LINES if 'pytest==' not in line]
+    assert in_step(without_pytest, '', settings) == ['pytest>=8']
 
 
 def test_packages_without_dependencies_are_those_of_the_makefile():
@@ -97,7 +99,7 @@ def test_faults_of_style_sheets_are_found(tmp_path):
 HEADS = {
     'smalldocs': '<link rel="stylesheet" href="https://cdn/npm/katex@0.16.11/dist/katex.min.css">'
                  '<script src="https://cdn/npm/katex@0.16.11/dist/katex.min.js" defer></script>'
-                 '<script src="https://cdn/npm/katex@0.16.11/dist/contrib/auto-render.min.js" defer>'
+                 '<script src="https://cdn/npm/katex@0.16.11/dist/contrib/auto-render.min.js">'
                  '</script>',
     'Quarto': '<script src="https://cdn/require.js/2.3.6/require.min.js" integrity="sha512-x" '
               'crossorigin="anonymous"></script>\n'

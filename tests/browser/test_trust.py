@@ -105,7 +105,8 @@ def elements(page, css):
 
 def assert_untouched(page):
     state = page.driver.execute_script('''return [window.hacked,
-        performance.getEntriesByType("resource").map(e => e.name).filter(n => !/^data:/.test(n))]''')
+        performance.getEntriesByType("resource").map(e => e.name)
+            .filter(name => !name.startsWith("data:"))]''')
     assert state == [None, []] and page.errors() == []
 
 
