@@ -3,8 +3,8 @@
     python tools/check_site.py [_docs]
 
 Links and anchors inside the site, files loaded from other servers, alternative texts,
-tracebacks, directives, widgets and formulas shown as text, paths of the machine, and public names without an entry, a comment on a parameter or
-an example.
+tracebacks, directives, widgets and formulas shown as text, paths of the machine, and public names
+without an entry, a comment on a parameter or an example.
 """
 import inspect
 import re
