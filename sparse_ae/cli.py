@@ -34,7 +34,7 @@ from .eval_viz import (check_image_shape, evaluate_sparse_autoencoder, plot_dict
                                 plot_sparse_training_history)
 from .files import atomic_write, check_writable, npz_names, open_array, read_npz
 from .io import CHECKPOINT
-from .lab.page import FeatureExplorer
+from .lab.page import FeatureExplorer, content_security_policy
 from .losses import METRICS
 from .models import (DECODER_NORMS, BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder)
@@ -67,25 +67,27 @@ def metrics_table(
 
 # %% ../nbs/12_cli.ipynb #report04
 _REPORT_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8">
+<html lang="en"><meta charset="utf-8">{policy}
 <meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto;
-  padding: 0 1rem; }}
-img {{ max-width: 100%; background: white; }}
-figure {{ margin: 2rem 0; }}
-figcaption {{ max-width: 45rem; }}
-table {{ border-collapse: collapse; }}
-th, td {{ text-align: left; padding: .15rem 1.5rem .15rem 0; border-bottom: 1px solid #8884; }}
-th {{ font-weight: normal; color: #888; }}
-</style>
+<style>{style}</style>
 <h1>{title}</h1>
 {metrics}
 {figures}
 <h2>Arguments</h2>
 {arguments}
 </html>
+"""
+
+_REPORT_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto;
+  padding: 0 1rem; }
+img { max-width: 100%; background: white; }
+figure { margin: 2rem 0; }
+figcaption { max-width: 45rem; }
+table { border-collapse: collapse; }
+th, td { text-align: left; padding: .15rem 1.5rem .15rem 0; border-bottom: 1px solid #8884; }
+th { font-weight: normal; color: #888; }
 """
 
 _REPORT_FIGURES = {
@@ -120,8 +122,10 @@ def report_html(
     "Return the report of a run as one page; text from outside is escaped."
     figures = [_html_figure(as_path('folder', folder)/name, caption)
                for name, caption in _REPORT_FIGURES.items()]
-    return _REPORT_PAGE.format(title=html.escape(title), metrics=_html_table(metrics),
-                               figures='\n'.join(figures), arguments=_html_table(arguments))
+    return _REPORT_PAGE.format(
+        policy=content_security_policy(styles=[_REPORT_STYLE]), style=_REPORT_STYLE,
+        title=html.escape(title), metrics=_html_table(metrics), figures='\n'.join(figures),
+        arguments=_html_table(arguments))
 
 # %% ../nbs/12_cli.ipynb #f7d82bf7
 def representative_samples(
@@ -174,7 +178,7 @@ def write_run(
     metrics = metrics_table(history, results)
     with atomic_write(folder/'report.html') as temporary:
         page = report_html(folder, title, metrics, arguments or {})
-        temporary.write_text(page, encoding='utf-8')
+        temporary.write_text(page, encoding='utf-8', errors='replace')
     return metrics
 
 # %% ../nbs/12_cli.ipynb #1316c05f

@@ -16,7 +16,7 @@ from .eval_viz import DictionaryMatch
 from .lab.latents import LatentStatistics
 from .measures import (Absorption, BestMatches, MainLatents, ManifoldCluster,
                                 SpanFraction, SparseProbing, Stability, SubspaceAgreement)
-from .sweeps import Run, Sweep
+from .sweeps import Sweep
 from .validation import check_choice, require
 
 # %% ../nbs/20_frames.ipynb #frames05

@@ -2,14 +2,15 @@
 
     python tools/check_site.py [_docs]
 
-Links and anchors inside the site, alternative texts, tracebacks, directives, widgets and formulas
-shown as text, paths of the machine, and public names without an entry, a comment on a parameter or
-an example.
+Links and anchors inside the site, files loaded from other servers, alternative texts,
+tracebacks, directives, widgets and formulas shown as text, paths of the machine, and public names
+without an entry, a comment on a parameter or an example.
 """
 import inspect
 import re
 import sys
 import tempfile
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -44,6 +45,64 @@ ALL = {'a traceback': r'Traceback \(most', 'a directive': r'^\s*#\|',
        'a path of the machine': '|'.join(re.escape(f'{p}/') for p in (
            ROOT.parent, Path.home(), tempfile.gettempdir()) if p != Path('/'))}
 
+# attributes whose address a page loads by itself; a link is followed only when it is clicked
+LOADED = {'link': 'href', 'use': 'href', 'image': 'href', 'object': 'data', **{
+    tag: 'src' for tag in 'script img iframe embed source video audio track input'.split()}}
+NOT_LOADED = {'canonical', 'alternate', 'next', 'prev', 'license', 'author', 'help'}   # of links
+
+
+def css_addresses(css:str) -> list[str]:
+    "Return the addresses that style rules load, data URLs excluded."
+    found = re.findall(r"""(?:url\(|@import)\s*(?:"([^"]*)"|'([^']*)'|([^\s"')(;]+)\))""", css)
+    addresses = (next(filter(None, groups), '') for groups in found)
+    return [address for address in addresses if not address.startswith('data:')]
+
+
+class Loads(HTMLParser):
+    "Addresses that a page loads: scripts, styles, fonts, pictures, frames."
+
+    def __init__(self, text:str):
+        super().__init__()
+        self.found, self.inside = [], ''
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs, self.inside = {name: value or '' for name, value in attrs}, tag
+        if tag in LOADED and not set(attrs.get('rel', '').split()) & NOT_LOADED:
+            self.found += filter(None, [attrs.get(LOADED[tag])])
+        self.found += [
+            word for part in attrs.get('srcset', '').split(',') for word in part.split()[:1]]
+        self.found += css_addresses(attrs.get('style', ''))
+
+    def handle_data(self, data):
+        if self.inside == 'style': self.found += css_addresses(data)
+        if self.inside == 'script':
+            self.found += re.findall(r"""\b(?:import|from)\s*\(?\s*['"]([^'"]+)""", data)
+
+
+def is_foreign(address:str) -> bool:
+    "Return whether an address is that of another server."
+    parts = urlsplit(address)
+    return bool(parts.netloc) or parts.scheme not in ('', 'data')
+
+
+def foreign_loads(site:Path) -> list[str]:
+    "Return what pages and style sheets load from other servers."
+    loads = {path: Loads(path.read_text(encoding='utf-8')).found
+             for path in sorted(site.rglob('*.html'))}
+    loads |= {path: css_addresses(path.read_text(encoding='utf-8'))
+              for path in sorted(site.rglob('*.css'))}
+    return [f'{path.relative_to(site)}: loads {address} from another server'
+            for path, addresses in loads.items() for address in addresses if is_foreign(address)]
+
+
+def check_styles(site:Path) -> list[str]:
+    "Return the files that style sheets load and that do not exist."
+    return [f'{path.relative_to(site)}: {address} leads nowhere'
+            for path in sorted(site.rglob('*.css'))
+            for address in css_addresses(path.read_text(encoding='utf-8'))
+            if not is_foreign(address) and not (path.parent/urlsplit(address).path).exists()]
+
 
 def check_pages(site:Path) -> list[str]:
     "Return the faults of the pages."
@@ -75,7 +134,7 @@ def check_pages(site:Path) -> list[str]:
         found_in(main.get_text(), TEXT)
         for id, count in count_ids(page).items():
             if count > 1: say(f'{count} elements have the id {id}')
-    return found
+    return found + foreign_loads(site) + check_styles(site)
 
 
 def redirects(site:Path) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""Build the site into _docs: with Quarto if it is installed, with smalldocs if not."""
+"""Build the site into _docs: with Quarto if it is installed, with smalldocs if not.
+
+Its pages load nothing from other servers; KaTeX, which renders the formulas, is a part of it."""
 import importlib
 import inspect
 import json
@@ -7,12 +9,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import is_dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 
 import yaml
-from check_site import HOME, REDIRECT
+from check_site import HOME, REDIRECT, css_addresses, foreign_loads
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -109,6 +112,7 @@ def for_smalldocs(source:Path) -> None:
     page.write_text(text.replace('::: {#refs}\n:::', listed), encoding='utf-8')
     html = config['format']['html']
     html['css'] = 'theme.css'
+    html.pop('html-math-method')   # smalldocs renders formulas by KaTeX only
     html['theme'] = {mode: names[0] for mode, names in html['theme'].items()}
     rules = (source/'theme.scss').read_text(encoding='utf-8').partition('/*-- scss:rules --*/')[2]
     (source/'theme.css').write_text(rules, encoding='utf-8')
@@ -153,6 +157,40 @@ def write_redirects(site:Path, moved:dict[str, str]) -> None:
         path.write_text(REDIRECT.format(new=new, page=page, section=section), encoding='utf-8')
 
 
+KATEX = 'djangocms-katex'   # contains the files of the npm package katex, 0.16.40, unchanged
+KATEX_ADDRESS = r'https://[^"\s]+/katex@[^"/]+/dist/'   # from which Quarto and smalldocs load it
+# of Quarto, on pages of notebooks with HTML as output: libraries that no output here uses
+UNUSED = (r'<script\b[^>]*\bsrc="https?://[^"]*/(?:require|jquery)(?:\.min)?\.js"[^>]*></script>\n?'
+          r"|<script\b[^>]*>define\('jquery'[^<]*</script>\n?")
+
+
+def copy_katex(folder:Path) -> None:
+    "Copy the files of KaTeX that a page loads, and its licence."
+    try: files = distribution(KATEX).files
+    except PackageNotFoundError: sys.exit(f'no package {KATEX}: make setup')
+    source = next(f for f in files if f.name == 'katex.min.js').locate().parent
+    for name in ('katex.min.js', 'contrib/auto-render.min.js', 'LICENSE'):
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source/name, folder/name)
+    # older formats of the fonts are left out: every browser that runs this KaTeX reads woff2
+    css = (source/'katex.min.css').read_text(encoding='utf-8')
+    css = re.sub(r',url\(fonts/[^)]+\.(?:woff|ttf)\) format\("\w+"\)', '', css)
+    (folder/'katex.min.css').write_text(css, encoding='utf-8')
+    (folder/'fonts').mkdir(exist_ok=True)
+    for name in css_addresses(css): shutil.copyfile(source/name, folder/name)
+
+
+def make_local(pages:Path) -> None:
+    "Make the pages load KaTeX from the site, and nothing from other servers."
+    copy_katex(pages/'site_libs'/'katex')
+    for page in pages.rglob('*.html'):
+        up = '../'*(len(page.relative_to(pages).parts) - 1)
+        text = page.read_text(encoding='utf-8')
+        new = re.sub(KATEX_ADDRESS, f'{up}site_libs/katex/', re.sub(UNUSED, '', text))
+        if new != text: page.write_text(new, encoding='utf-8')
+    if found := foreign_loads(pages): sys.exit('not without network: ' + '\n'.join(found))
+
+
 if __name__ == '__main__':
     # like `nbdev_docs`, but README.md stays as `make readme` wrote it, and Quarto is optional
     refresh_quarto_yml()
@@ -180,6 +218,7 @@ if __name__ == '__main__':
         css = path.read_text(encoding='utf-8')
         path.write_text(re.sub(r'@import\s*url\([^)]*\);', '', css), encoding='utf-8')
     if not quarto: relink(source/target.name, named)
+    make_local(source/target.name)
     write_redirects(source/target.name, moved_pages(pages))
     shutil.rmtree(target, ignore_errors=True)
     shutil.move(source/target.name, target)

@@ -93,7 +93,7 @@ def _saelens_pursuit(config:FileContents, file:FileContents) -> SingleLayer:
         config.refuse('residual_threshold', 'must be a number')
     by_support = config.choice('stop_on_duplicate_support', (True, False), True)
     atoms = file.tensor('W_dec', None, None)
-    (n, d), b_dec = atoms.shape, file.tensor('b_dec', atoms.shape[1])
+    d, b_dec = atoms.shape[1], file.tensor('b_dec', atoms.shape[1])
     if not config.choice('apply_b_dec_to_input', (True, False), True): b_dec = 0*b_dec
     return SingleLayer(atoms, 0*atoms[:, 0], atoms.mT, b_dec, ReLU(), dtype=file.dtype, tied=True,
                        encoder=MatchingPursuit(config.whole_number('max_iterations', d),

@@ -1,6 +1,5 @@
-"All pages of the site in a browser; formulas are rendered by the local KaTeX."
+"All pages of the site in a browser without network: what they load lies beside them."
 import functools
-import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,26 +10,50 @@ from selenium.webdriver import Keys
 from .pages import Page
 
 NOTEBOOKS = Path(__file__).parents[2]/'nbs'
-KATEX = Path('/usr/share/javascript/katex')   # Debian's libjs-katex
-KATEX_URL = 'https://cdn.jsdelivr.net/npm/katex@0.16.11/dist'
-SCREENSHOT_PAGES = {'home': 'index', 'api': '01_losses', 'tutorial': 'tutorials/tuning'}
+SCREENSHOT_PAGES = {'home': 'index', 'api': '01_losses', 'tutorial': 'tutorials/tuning',
+                    'formulas': 'networks/05_conversions'}
+# formulas that are not rendered or have no size; TeX outside code; numbers that are not 1, 2, ...;
+# fonts of KaTeX that did not load
+FORMULA_FAULTS = r"""
+    const found = [], size = e => e.getBoundingClientRect()
+    const isHidden = e => !e.checkVisibility()
+    for (const formula of document.querySelectorAll('.math')) {
+        const drawn = formula.querySelector('.katex-html')
+        if (!drawn) found.push('not rendered: ' + formula.textContent)
+        else if (!isHidden(formula) && !(size(drawn).width > 0 && size(drawn).height > 0))
+            found.push('without size: ' + formula.textContent)
+    }
+    for (const error of document.querySelectorAll('.katex-error')) found.push(error.title)
+    const rest = document.body.cloneNode(true)
+    for (const e of rest.querySelectorAll('.katex, pre, code, script, style')) e.remove()
+    const tex = /\$\$|\\[([]|\\[a-zA-Z]{2,}/.exec(rest.textContent)
+    if (tex) found.push('TeX: ' + rest.textContent.slice(tex.index - 20, tex.index + 60))
+    const numbers = [...document.querySelectorAll('.katex-html .tag')]
+        .map(e => e.textContent.trim())
+    numbers.forEach((n, k) => { if (n !== `(${k + 1})`) found.push(`number ${n} at ${k + 1}`) })
+    const fonts = [...document.fonts].filter(f => f.family.startsWith('KaTeX'))
+    if (fonts.some(f => f.status === 'error')) found.push('a font of KaTeX failed')
+    if (document.querySelector('.katex') && !fonts.some(f => f.status === 'loaded'))
+        found.push('no font of KaTeX')
+    return found
+"""
 
 
 class Handler(SimpleHTTPRequestHandler):
+    "Handler that keeps the requests which failed."
+    failed = []
+
     def log_message(self, *args): pass
+
+    def send_error(self, code, *args, **kwargs):
+        self.failed.append((code, self.path))
+        super().send_error(code, *args, **kwargs)
 
 
 @pytest.fixture(scope='module')
-def address(driver, site, tmp_path_factory):
-    "Serve the site locally, together with KaTeX."
-    if not KATEX.is_dir(): pytest.skip('no KaTeX: apt-get install libjs-katex')
-    root = tmp_path_factory.mktemp('site')/'root'
-    shutil.copytree(site, root)
-    shutil.copytree(KATEX, root/'katex')
-    shutil.copy(KATEX/'contrib'/'auto-render.js', root/'katex'/'contrib'/'auto-render.min.js')
-    for page in root.rglob('*.html'):
-        page.write_text(page.read_text().replace(KATEX_URL, '/katex'))
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=root))
+def address(driver, site):
+    "Serve the site locally; the browser reaches no other server."
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=site))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
@@ -47,21 +70,63 @@ def open_page(page, address, name, width=1280, scheme='light'):
     page.wait(lambda: page.driver.execute_script('return document.readyState') == 'complete', name)
 
 
+def requests(page):
+    "Return the addresses that the current page requested, also those that failed."
+    return page.driver.execute_script(
+        'return performance.getEntriesByType("resource").map(entry => entry.name)')
+
+
+def formula_faults(page):
+    "Return what is wrong with the formulas of the current page, once its fonts are loaded."
+    page.driver.execute_async_script('document.fonts.ready.then(() => arguments[0]())')
+    return page.driver.execute_script(FORMULA_FAULTS)
+
+
 def test_every_page_renders_without_an_error(page, address, site):
+    Handler.failed.clear()
+    formulas = 0
     for path in sorted(site.rglob('*.html')):
         name = path.relative_to(site).with_suffix('').as_posix()
         open_page(page, address, name)
-        drawn = lambda: page.driver.execute_script(
-            'return [...document.querySelectorAll("main .math")].every(e => e.querySelector(".katex"))')
-        page.wait(drawn, f'formulas on {name}')
-        assert page.find('.katex-error') == [], name
+        assert formula_faults(page) == [], name
+        formulas += len(page.find('.math'))
         assert 'sparse_ae' in page.element('#quarto-sidebar').text, name
         loaded = page.driver.execute_script(
             'return [...document.images].every(e => e.complete && e.naturalWidth > 0)')
         assert loaded, f'pictures on {name}'
         if (NOTEBOOKS/name).with_suffix('.ipynb').exists():
             assert 'Binder' in page.element('.run-this-page').text, name
-        assert page.errors() == [], name
+        foreign = [a for a in requests(page) if not a.startswith((f'{address}/', 'data:'))]
+        assert foreign == [] and Handler.failed == [] and page.errors() == [], name
+    assert formulas > 500
+
+
+SPOILT = {   # what happens to a page: the fault that must be seen
+    'document.querySelector(".math").textContent = "\\\\(x\\\\)"': 'not rendered',
+    'document.querySelector(".math .katex").style.display = "none"': 'without size',
+    'document.querySelector("main p").append("$$x$$")': 'TeX: ',
+    'document.querySelector("main p").append("a \\\\frac12")': 'TeX: ',
+    'document.querySelector(".tag").textContent = "(7)"': 'number (7) at 1'}
+
+
+@pytest.mark.parametrize('script', SPOILT)
+def test_a_spoilt_formula_is_noticed(script, page, address):
+    open_page(page, address, '01_losses')
+    page.driver.execute_script(script)
+    assert any(SPOILT[script] in fault for fault in formula_faults(page))
+
+
+def test_a_request_to_another_server_is_noticed(page, address):
+    open_page(page, address, 'index')
+    page.driver.execute_async_script(
+        'const done = arguments[0]; fetch("https://example.org/x").catch(() => done())')
+    assert 'https://example.org/x' in requests(page) and page.errors() != []
+
+
+def test_formulas_of_a_page_opened_as_a_file(page, site):
+    page.go((site/'tutorials'/'methods.html').as_uri(), 1280)
+    page.wait(lambda: page.find('.katex'), 'formulas')
+    assert formula_faults(page) == []
 
 
 def test_no_page_is_wider_than_a_phone(page, address, site):
@@ -105,5 +170,5 @@ def test_screenshots(what, width, page, address):
     "Screenshots for visual inspection."
     for scheme in ('light', 'dark'):
         open_page(page, address, SCREENSHOT_PAGES[what], width, scheme)
-        page.wait(lambda: page.find('main .math') == [] or page.find('.katex'), 'formulas')
+        if tags := page.find('.tag'): page.show(tags[0])
         page.screenshot(f'site_{what}_{width}_{scheme}')
