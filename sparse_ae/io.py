@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CONFIG', 'MODEL_CLASSES', 'CHECKPOINT', 'CHECKPOINT_FIELDS', 'RESUMABLE_OPTIONS', 'atomic_write',
-           'write_state', 'read_state', 'Checkpoint', 'run_identity', 'training_state', 'restore_training_state',
-           'resume_training']
+           'write_state', 'read_state', 'Checkpoint', 'end_if_interrupted', 'run_identity', 'training_state',
+           'restore_training_state', 'resume_training']
 
 # %% ../nbs/11_io.ipynb #764a34ba
 import json
@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .callbacks import Callback, StopTraining
+from .interrupts import signal_waiting
 from .losses import PENALTIES
 from .models import (BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder, between_steps)
@@ -237,6 +238,15 @@ def _write(self:Checkpoint, trainer) -> None:
     write_state(self.path, trainer.state_dict())
     self.last_written = time.monotonic()
     self.write_seconds = self.last_written - start
+
+def end_if_interrupted(
+    trainer:Any,    # Trainer of a run, between two steps
+) -> None:
+    "Write a checkpoint and raise `KeyboardInterrupt`, if Ctrl-C or SIGTERM was received."
+    if not signal_waiting(): return
+    for callback in trainer.callbacks:
+        if isinstance(callback, Checkpoint): callback._write(trainer)
+    raise KeyboardInterrupt
 
 # %% ../nbs/11_io.ipynb #runstat1
 CHECKPOINT_FIELDS = dict(   # key in the file: attribute of the trainer

@@ -23,6 +23,7 @@ from .callbacks import Callback, StopTraining, progress_bar
 from .data import open_data
 from .eval_viz import (evaluate_sparse_autoencoder, new_figure, plain_text,
                                 save_figure)
+from .interrupts import signal_waiting
 from .losses import METRICS
 from .options import TrainingOptions
 from .training import Losses, Meter, Trainer, fit
@@ -55,11 +56,12 @@ class TrainerGroup:
         "Prepare all models for the loop."
         with ExitStack() as stack:
             for t in self.trainers: stack.enter_context(t.running())
+            stack.callback(self.close)   # before the members complete their state
             yield
 
     def event(self, name:str) -> None:
         "Notify the callbacks of all active trainers; raise `StopTraining` if none is left."
-        everyone = name in ('before_fit', 'after_fit')
+        everyone = name == 'before_fit'
         if name == 'before_epoch':
             self.active = [t for t in self.trainers if t.stopped_by is None]
         for t in list(self.trainers if everyone else self.active):
@@ -71,13 +73,16 @@ class TrainerGroup:
         "End all running trainers."
         for t in self.trainers: t.stop(reason)
 
+    def boundary(self) -> None:
+        "Raise `KeyboardInterrupt` if Ctrl-C or SIGTERM was received."
+        if signal_waiting(): raise KeyboardInterrupt
+
 # %% ../nbs/10_sweeps.ipynb #group002
 @patch
 def close(self:TrainerGroup) -> None:
     "Close the engine, so that each trainer has its own tensors again."
     if self.engine: self.engine.close()
     self.members, self.engine = [], None
-    for t in self.trainers: t.close()
 
 @patch
 def _steps(self:TrainerGroup, side:str) -> Iterator[list]:
