@@ -440,7 +440,8 @@ class Resample(DeadLatents):
         trainer.history['revived'].append(self.num_revived)
         self.num_revived = 0
 
-    def after_fit(self, trainer): del trainer.history['revived'][trainer.epoch:]
+    def after_fit(self, trainer):  # an epoch that was broken off does not count
+        del trainer.history.get('revived', [])[trainer.epoch:]
 
 # %% ../nbs/07_sparsity_control.ipynb #auxil000
 def _pre_activations(model:BaseSparseAutoencoder, x:Tensor, latents:Tensor) -> Tensor:
