@@ -266,8 +266,8 @@ def close(self:Trainer) -> None:
 # %% ../nbs/02_training.ipynb #run00003
 @patch(as_prop=True)
 def within_epoch(self:Trainer) -> bool:
-    "Whether some steps of the epoch are done, as after a resume."
-    return self.meter.n > 0
+    "Whether some steps of the epoch are done, as after a resume, or one has begun."
+    return self.meter.n > 0 or self.batches is not None
 
 @patch
 def train_steps(self:Trainer) -> Iterator[list[tuple[Tensor, float]]]:
@@ -324,8 +324,8 @@ def finish_epoch(self:Trainer) -> None:
                    seconds=time.perf_counter() - self.epoch_start)
     for name, value in values.items():
         if name in self.history: self.history[name].append(value)
-    epoch = self.epoch + 1
-    self.meter, self.epoch, self.history['epochs_trained'] = Meter(), epoch, epoch   # at once
+    self.epoch = self.history['epochs_trained'] = self.epoch + 1   # from here on the epoch counts
+    self.meter, self.batches = Meter(), None
     if self.train.exhausted: self.stop(StopTraining('data'))
     elif self.epoch >= self.num_epochs: self.stop(StopTraining('num_epochs'))
 
