@@ -240,7 +240,7 @@ def _write(self:Checkpoint, trainer) -> None:
     self.write_seconds = self.last_written - start
 
 def end_if_interrupted(
-    trainer:Any,    # Trainer of a run, between two steps
+    trainer:Any,    # Trainer, between two steps or two epochs
 ) -> None:
     "Write a checkpoint and raise `KeyboardInterrupt`, if Ctrl-C or SIGTERM was received."
     if not signal_waiting(): return
