@@ -415,27 +415,6 @@ class LogFile(Callback):
         self.csv = csv.writer(self.file, lineterminator='\n')
         self._write_all(trainer)
 
-    def _write_all(self, trainer) -> None:
-        "Write all epochs over the earlier contents."
-        self.file.seek(0)
-        self.written, self.has_gaps = 0, False
-        if self.path.suffix == '.csv': self.csv.writerow(['epoch', *self.columns])
-        self._write(trainer)
-        self.file.truncate()
-
-    def _write(self, trainer) -> None:
-        "Write the epochs that the file does not contain yet."
-        lists = [trainer.history[name] for name in self.columns]
-        self.has_gaps |= any(len(v) != trainer.epoch for v in lists)
-        for epoch in range(self.written, trainer.epoch):
-            values = [v[epoch] if len(v) == trainer.epoch else None for v in lists]
-            if self.path.suffix == '.csv': self.csv.writerow([epoch + 1, *values])
-            else:
-                row = dict(zip(['epoch', *self.columns], [epoch + 1, *values]))
-                self.file.write(json.dumps(row, default=float) + '\n')
-        self.file.flush()
-        self.written = trainer.epoch
-
     def after_epoch(self, trainer): self._write(trainer)
 
     def after_fit(self, trainer):
@@ -443,6 +422,30 @@ class LogFile(Callback):
         # later callbacks may have completed the history of an epoch after its line was written
         try: self._write_all(trainer) if self.has_gaps else self._write(trainer)
         finally: self.file.close()
+
+# %% ../nbs/06_callbacks.ipynb #cblog001
+@patch
+def _write_all(self:LogFile, trainer) -> None:
+    "Write all epochs over the earlier contents."
+    self.file.seek(0)
+    self.written, self.has_gaps = 0, False
+    if self.path.suffix == '.csv': self.csv.writerow(['epoch', *self.columns])
+    self._write(trainer)
+    self.file.truncate()
+
+@patch
+def _write(self:LogFile, trainer) -> None:
+    "Write the epochs that the file does not contain yet."
+    lists = [trainer.history[name] for name in self.columns]
+    self.has_gaps |= any(len(v) != trainer.epoch for v in lists)
+    for epoch in range(self.written, trainer.epoch):
+        values = [v[epoch] if len(v) == trainer.epoch else None for v in lists]
+        if self.path.suffix == '.csv': self.csv.writerow([epoch + 1, *values])
+        else:
+            row = dict(zip(['epoch', *self.columns], [epoch + 1, *values]))
+            self.file.write(json.dumps(row, default=float) + '\n')
+    self.file.flush()
+    self.written = trainer.epoch
 
 # %% ../nbs/06_callbacks.ipynb #c2487e62
 class TensorBoardLog(Callback):

@@ -23,7 +23,7 @@ from .callbacks import Callback, StopTraining, progress_bar
 from .data import open_data
 from .eval_viz import (evaluate_sparse_autoencoder, new_figure, plain_text,
                                 save_figure)
-from .interrupts import signal_waiting
+from .interrupts import hold_signals, signal_waiting, take_signal
 from .losses import METRICS
 from .options import TrainingOptions
 from .training import Losses, Meter, Trainer, fit
@@ -73,16 +73,17 @@ class TrainerGroup:
         "End all running trainers."
         for t in self.trainers: t.stop(reason)
 
-    def boundary(self) -> None:
-        "Raise `KeyboardInterrupt` if Ctrl-C or SIGTERM was received."
-        if signal_waiting(): raise KeyboardInterrupt
-
 # %% ../nbs/10_sweeps.ipynb #group002
 @patch
 def close(self:TrainerGroup) -> None:
     "Close the engine, so that each trainer has its own tensors again."
     if self.engine: self.engine.close()
     self.members, self.engine = [], None
+
+@patch
+def boundary(self:TrainerGroup) -> None:
+    "Raise `KeyboardInterrupt` if Ctrl-C or SIGTERM was received."
+    if signal_waiting(): raise KeyboardInterrupt
 
 @patch
 def _steps(self:TrainerGroup, side:str) -> Iterator[list]:
@@ -264,12 +265,14 @@ def sweep(
     groups, reasons = runs_together(trainers)
     if reasons and verbose: _print_reasons(reasons)
     bar = _Bar(trainers, verbose)
-    for numbers, engine in groups:
-        if any(t.stopped_by == 'interrupt' for t in trainers): break
-        members = [trainers[number] for number in numbers]
-        for t in members: t.add(bar)
-        if engine: _share_batches(members)
-        fit(TrainerGroup(members, engine) if engine else members[0])
+    with hold_signals():   # also between two runs
+        for numbers, engine in groups:
+            if signal_waiting() or any(t.stopped_by == 'interrupt' for t in trainers): break
+            members = [trainers[number] for number in numbers]
+            for t in members: t.add(bar)
+            if engine: _share_batches(members)
+            fit(TrainerGroup(members, engine) if engine else members[0])
+        take_signal()
     bar.bar.close()
     return _results(points, trainers, val_data)
 

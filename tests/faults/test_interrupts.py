@@ -17,7 +17,7 @@ import torch
 from injections import ACTIONS, Injection, check_injection, references
 from sparse_ae import Callback, LogFile, SparseAutoencoder, Trainer, sweep
 from sparse_ae.data import digits
-from sparse_ae.interrupts import hold_signals
+from sparse_ae.interrupts import hold_signals, own_file
 from sparse_ae.io import CHECKPOINT, read_state
 
 HERE = Path(__file__).parent
@@ -127,8 +127,8 @@ def test_ctrl_c_within_a_training_that_a_callback_runs_ends_both():
     assert (inner.step, outer.step) == (4, 5)
 
 
-@pytest.mark.parametrize('action, stopped', [('press', 'interrupt'), ('press twice', 'interrupt')])
-def test_ctrl_c_in_runs_that_are_trained_together(action, stopped):
+@pytest.mark.parametrize('action', ['press', 'press twice'])
+def test_ctrl_c_in_runs_that_are_trained_together(action):
     models = []
     def make_model(sparsity_weight=None):
         models.append(SparseAutoencoder(64, 12))
@@ -136,11 +136,20 @@ def test_ctrl_c_in_runs_that_are_trained_together(action, stopped):
     with Injection(9000, ACTIONS[action]) as lines:
         runs = sweep(make_model, X[:96], X[96:], dict(sparsity_weight=[0.1, 0.2]), num_epochs=9,
                      learning_rate=1e-3, patience=9, verbose=0, batch_size=32)
-    assert 'StackedEngine' in lines.where or 'stacked' in lines.where or 'fit_' in lines.where
-    assert [row['stopped_by'] for row in runs.table] == [stopped]*2
+    assert 'fit_epoch' in lines.where
+    assert [row['stopped_by'] for row in runs.table] == ['interrupt']*2
     for model in models:
         assert not model.training and not model.assumes_unit_norm and model.scaling is None
         assert all(p.grad is None and p._base is None for p in model.parameters())
+
+
+def test_ctrl_c_between_two_runs_of_a_sweep_gives_the_results_so_far():
+    class Last(Callback):
+        def after_fit(self, trainer): ACTIONS['press']()
+    runs = sweep(lambda seed: SparseAutoencoder(64, 12), X[:96], X[96:], dict(seed=[0, 1]),
+                 num_epochs=2, learning_rate=1e-3, patience=9, verbose=0, callbacks=[Last()])
+    assert [row['epochs_trained'] for row in runs.table] == [2, 0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='nothing is forked here')
@@ -178,9 +187,7 @@ def test_two_runs_do_not_write_one_log(tmp_path):
     path = tmp_path/'log.csv'
     make(None, LogFile(path)).fit()
     before = path.read_text()
-    with open(path, 'a') as other:
-        from sparse_ae.interrupts import own_file
-        own_file('path', other)
+    with own_file('path', open(path, 'a')):
         with pytest.raises(ValueError, match='path must not be a file that another run writes'):
             make(None, LogFile(path)).fit()
     assert path.read_text() == before
