@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from injections import ACTIONS, Injection, check_injection, references
-from sparse_ae import Callback, LogFile, SparseAutoencoder, Trainer, sweep
+from sparse_ae import Callback, EarlyStopping, LogFile, SparseAutoencoder, Trainer, sweep
 from sparse_ae.data import digits
 from sparse_ae.interrupts import hold_signals, own_file
 from sparse_ae.io import CHECKPOINT, read_state
@@ -37,6 +37,7 @@ class At(Callback):
     def __init__(self, event, step, action): self.event, self.step, self.action = event, step, action
     def before_step(self, trainer): self.at('before_step', trainer)
     def after_loss(self, trainer): self.at('after_loss', trainer)
+    def after_backward(self, trainer): self.at('after_backward', trainer)
     def after_step(self, trainer): self.at('after_step', trainer)
     def after_fit(self, trainer): self.at('after_fit', trainer)
     def at(self, event, trainer):
@@ -86,19 +87,29 @@ def test_a_signal_ends_training_at_the_next_boundary(tmp_path, number, event):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path):
+class PressingAdam(torch.optim.Adam):
+    "Receives two signals after its second step has changed the weights."
+    def step(self):
+        super().step()
+        self.calls = getattr(self, 'calls', 0) + 1
+        if self.calls == 2: ACTIONS['press twice']()
+
+
+@pytest.mark.parametrize('event', ['after_loss', 'after_backward', 'optimizer'])
+def test_a_second_ctrl_c_ends_at_once(tmp_path, event):
     "No checkpoint is written within a step; the state is complete nevertheless."
-    steps = []
-    stopped = make(tmp_path, At('after_loss', 4, ACTIONS['press twice']),
-                   At('after_step', 5, lambda: steps.append(5)))
+    steps, pressing = [], event == 'optimizer'
+    stopped = make(tmp_path, At(event, 1, ACTIONS['press twice']),
+                   At('after_step', 2, lambda: steps.append(2)), engine='plain',
+                   optimizer=PressingAdam if pressing else 'adam')
     assert stopped.fit()['stopped_by'] == 'interrupt' and not steps
     assert not (tmp_path/CHECKPOINT).exists()
     assert all(p.grad is None for p in stopped.model.parameters()) and not stopped.model.training
     torch.testing.assert_close(stopped.model.decoder_mat_2.norm(dim=1), torch.ones(64))
 
 
-@pytest.mark.parametrize('presses, raised', [(1, True), (2, True)])
-def test_ctrl_c_when_training_is_over_is_not_lost(presses, raised):
+@pytest.mark.parametrize('presses', [1, 2])
+def test_ctrl_c_when_training_is_over_is_not_lost(presses):
     "It interrupts the program after the clean-up, of which nothing is left out."
     ends = []
     class Last(Callback):
@@ -108,6 +119,18 @@ def test_ctrl_c_when_training_is_over_is_not_lost(presses, raised):
     late = make(None, At('after_fit', 9, lambda: [ACTIONS['press']() for _ in range(presses)]), Last())
     with pytest.raises(KeyboardInterrupt): late.fit()
     assert ends == ['num_epochs'] and same(whole, late)
+
+
+def test_the_best_weights_are_loaded_whole_whatever_is_pressed():
+    class Pressed(SparseAutoencoder):
+        def load_state_dict(self, state):
+            ACTIONS['press twice']()
+            super().load_state_dict(state)
+    late = make(model=Pressed(64, 12), monitor=lambda trainer: trainer.epoch)   # the first is best
+    with pytest.raises(KeyboardInterrupt): late.fit()
+    assert late.history['best_epoch'] == 0 and late.history['stopped_by'] == 'num_epochs'
+    best = next(c for c in late.callbacks if isinstance(c, EarlyStopping)).best_weights
+    for name, value in late.model.state_dict().items(): assert torch.equal(value, best[name])
 
 
 def test_training_in_a_thread_leaves_the_signals_alone():
