@@ -77,7 +77,9 @@ class TrainerGroup:
 @patch
 def close(self:TrainerGroup) -> None:
     "Close the engine, so that each trainer has its own tensors again."
-    if self.engine: self.engine.close()
+    if self.engine:
+        self.engine.close()
+        for t in self.members: t.autoencoder.normalize_decoder_weights()
     self.members, self.engine = [], None
 
 @patch

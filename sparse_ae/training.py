@@ -236,28 +236,26 @@ def running(self:Trainer) -> Iterator[None]:
         if self.scaling: stack.enter_context(self.model.in_scaled_unit(self.scaling))
         stack.enter_context(master_precision(self.model))
         stack.callback(self.model.eval)
-        self._clear_gradients()   # left over from an earlier run
+        for p in self.model.parameters(): p.grad = None   # left over from an earlier run
         with breakable(): self.start()
         for _ in range(2): stack.push(lambda *raised: self.finish(raised[1]))   # again if it fails
         yield
 
 @patch
-def _clear_gradients(self:Trainer) -> None:
-    for p in self.model.parameters(): p.grad = None
-
-@patch
 def finish(self:Trainer, error:'BaseException|None'=None) -> None:
     "Complete what a broken-off step or epoch has left, and call `after_fit` of the callbacks."
     errors = []
-    for action in (self.close, self._clear_gradients, self.autoencoder.normalize_decoder_weights):
-        attempt(errors, action)
+    attempt(errors, self.close)
     end_callbacks(self, errors, error or self.error)
 
 @patch
 def close(self:Trainer) -> None:
-    "Close the engine, and detach what the run leaves behind."
-    if self._engine: self._engine.close()
+    "Close the engine, complete decoder and history, and detach what the run leaves behind."
+    if self._engine:
+        self._engine.close()
+        self.autoencoder.normalize_decoder_weights()   # not done by a step that was broken off
     self._engine = self._engine_key = None
+    for p in self.model.parameters(): p.grad = None
     self.history['stopped_by'] = self.stopped_by
     for name in self.options.new_history():   # an epoch counts when all its entries are there
         if isinstance(self.history.get(name), list): del self.history[name][self.epoch:]

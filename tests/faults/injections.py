@@ -7,7 +7,6 @@ library is about to be executed within `fit`; `n` runs over all lines of a short
 """
 import argparse
 import collections
-import math
 import random
 import signal
 import sys
@@ -19,8 +18,8 @@ from pathlib import Path
 import torch
 
 import sparse_ae
-from sparse_ae import (AveragedWeights, Callback, LogFile, Resample, SparseAutoencoder, StopTraining,
-                       TopK, Trainer)
+from sparse_ae import (AveragedWeights, Callback, LogFile, Resample, SparseAutoencoder,
+                       StopTraining, TopK, Trainer)
 from sparse_ae.data import digits
 from sparse_ae.models import step_lock
 
@@ -190,11 +189,9 @@ def check_injection(name, n, action, reference):
         folder = Path(folder)
         trainer, lines, error, wrong = inject(name, n, action, weights, folder)
         if not hasattr(lines, 'where'): return 'not reached', True, ['not reached']
-        if action == 'error' and not isinstance(error, Injected) or isinstance(error, Exception) and (
-                action != 'error'):
-            wrong.append(f'raised {error!r}')
-        if isinstance(error, Injected): wrong += [f'note: {note}' for note in
-                                                  getattr(error, '__notes__', ())]
+        is_error = isinstance(error, Injected) if action == 'error' else isinstance(error, Exception)
+        if is_error != (action == 'error'): wrong.append(f'raised {error!r}')
+        wrong += [f'note: {note}' for note in getattr(error, '__notes__', ())]
         if 'checkpoint_minutes' in CONFIGURATIONS[name][1] and not wrong:
             resumed = make_trainer(name, folder, resume=True)
             history = resumed.fit()

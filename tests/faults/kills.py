@@ -2,10 +2,10 @@
 
     python tests/faults/kills.py [--kills N] [--seed N]
 
-Configurations combine presets, kinds of data, engines and targets. Each run is a process of its own,
-forked from one that has imported the library. It is ended by SIGKILL, SIGTERM, Ctrl-C (SIGINT) or
-two presses of Ctrl-C, and started again with `resume=True` until it comes through. Then its model,
-its history and its log must equal those of the uninterrupted run, bit for bit.
+Configurations combine presets, kinds of data, engines and targets. Each run is a process, forked
+from one that has imported the library. It is ended by SIGKILL, SIGTERM, Ctrl-C (SIGINT) or two
+presses of Ctrl-C, and started again with `resume=True` until it comes through. Then its model, its
+history and its log must equal those of the uninterrupted run, bit for bit.
 """
 import argparse
 import collections
@@ -191,7 +191,8 @@ def campaign(kills, seed=0):
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)   # a process that has used a pool of threads must not fork
     with tempfile.TemporaryDirectory() as folder:   # imports at first use, once for all processes
-        for c in configurations(seed)[:2]: run(c, Path(folder)/c.preset, os.open(os.devnull, os.O_RDWR))
+        for c in configurations(seed)[:2]:
+            run(c, Path(folder)/c.preset, os.open(os.devnull, os.O_RDWR))
     chance, kinds = random.Random(seed), itertools.cycle(KINDS)
     for c in configurations(seed):
         if kills <= 0: return

@@ -28,13 +28,15 @@ def make(folder=None, *callbacks, model=None, **options):
     "Return a trainer of three epochs with three steps each."
     torch.manual_seed(0)
     if folder is not None: options['checkpoint_dir'] = folder
-    return Trainer(model or SparseAutoencoder(64, 12), X[:96], X[96:], 3, 3e-3, 9, seed=0, verbose=0,
-                   batch_size=32, callbacks=callbacks, **options)
+    return Trainer(model or SparseAutoencoder(64, 12), X[:96], X[96:], 3, 3e-3, 9, seed=0,
+                   verbose=0, batch_size=32, callbacks=callbacks, **options)
 
 
 class At(Callback):
     "Calls a function at an event of a step."
-    def __init__(self, event, step, action): self.event, self.step, self.action = event, step, action
+    def __init__(self, event, step, action):
+        self.event, self.step, self.action = event, step, action
+
     def before_step(self, trainer): self.at('before_step', trainer)
     def after_loss(self, trainer): self.at('after_loss', trainer)
     def after_backward(self, trainer): self.at('after_backward', trainer)
@@ -53,8 +55,9 @@ def same(one, two, history=True):
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='the campaign forks its processes')
 def test_processes_killed_at_random_and_resumed_are_the_same_bit_for_bit():
     "SIGKILL, SIGTERM, SIGINT and a double SIGINT to real processes."
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     done = subprocess.run([sys.executable, HERE/'kills.py', '--kills', '8'], text=True,
-                          capture_output=True, timeout=500, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+                          capture_output=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     kills, equal = re.search(r'^all +\d+ +(\d+) +(\d+)$', done.stdout, re.M).groups()
     assert int(kills) >= 8 and equal == kills
@@ -116,7 +119,8 @@ def test_ctrl_c_when_training_is_over_is_not_lost(presses):
         def after_fit(self, trainer): ends.append(trainer.stopped_by)
     whole = make()
     whole.fit()
-    late = make(None, At('after_fit', 9, lambda: [ACTIONS['press']() for _ in range(presses)]), Last())
+    late = make(None, At('after_fit', 9, lambda: [ACTIONS['press']() for _ in range(presses)]),
+                Last())
     with pytest.raises(KeyboardInterrupt): late.fit()
     assert ends == ['num_epochs'] and same(whole, late)
 
@@ -200,8 +204,8 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_of_a_loader_too(tmp_path):
             checkpoint_dir=sys.argv[1])
         print(history['stopped_by'], len(history['val_loss']))
     ''')
-    done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], text=True, capture_output=True,
-                          timeout=300, start_new_session=True)
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], text=True,
+                          capture_output=True, timeout=300, start_new_session=True)
     assert done.stdout == 'interrupt 0\n', done.stderr[-2000:]
     assert read_state(tmp_path/CHECKPOINT)['step'] == 6
 
