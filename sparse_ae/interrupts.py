@@ -28,8 +28,9 @@ class _HeldSignals:
         "Set the handlers, where the default ones are in effect."
         self.waiting = self.taken = self.terminated = False
         for number, default in self.defaults.items():
-            if signal.getsignal(number) == default:
-                self.handlers[number] = signal.signal(number, self.handle)
+            if signal.getsignal(number) in (default, self.handle):   # its own, if never restored
+                self.handlers[number] = default
+                signal.signal(number, self.handle)
 
     def handle(self, number:int, frame:Any) -> None:
         "Record a signal; raise `KeyboardInterrupt` if it is the second one in breakable code."

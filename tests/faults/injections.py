@@ -176,7 +176,10 @@ def inject(name, n, action, weights, folder):
         with Injection(n, ACTIONS[action]) as lines: trainer.fit()
     except BaseException as raised: error = raised
     if error is not None: error = error.with_traceback(None)
-    return trainer, lines, error, problems(trainer, calls, dtype, weights)
+    wrong = problems(trainer, calls, dtype, weights)
+    signal.signal(signal.SIGINT, signal.default_int_handler)   # for the next injection
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return trainer, lines, error, wrong
 
 
 def check_injection(name, n, action, reference):
@@ -189,8 +192,8 @@ def check_injection(name, n, action, reference):
         folder = Path(folder)
         trainer, lines, error, wrong = inject(name, n, action, weights, folder)
         if not hasattr(lines, 'where'): return 'not reached', True, ['not reached']
-        is_error = isinstance(error, Injected) if action == 'error' else isinstance(error, Exception)
-        if is_error != (action == 'error'): wrong.append(f'raised {error!r}')
+        expected_error = Injected if action == 'error' else Exception
+        if isinstance(error, expected_error) != (action == 'error'): wrong.append(f'{error!r}')
         wrong += [f'note: {note}' for note in getattr(error, '__notes__', ())]
         if 'checkpoint_minutes' in CONFIGURATIONS[name][1] and not wrong:
             resumed = make_trainer(name, folder, resume=True)

@@ -111,6 +111,7 @@ def start(c, folder):
     status = 1
     try: status = run(c, folder, writer)
     except SystemExit as end: status = end.code
+    except KeyboardInterrupt: status = INTERRUPTED   # after training, in the code that saves
     except BaseException: (folder/'error.txt').write_text(traceback.format_exc())
     finally: os._exit(status)
 
