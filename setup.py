@@ -9,7 +9,8 @@ parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 extras = {name: cfg[f'{name}_requirements'].split()
-          for name in ('sklearn', 'hf', 'tensorboard', 'wandb', 'dev')}
+          for name in ('sklearn', 'hf', 'hub', 'onnx', 'pandas', 'polars', 'tensorboard', 'wandb',
+                       'dev')}
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'],

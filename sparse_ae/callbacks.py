@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'SCHEDULES', 'Callback', 'check_callback', 'StatefulCallback', 'StopTraining', 'TrainingDiverged',
-           'block_early_stopping', 'EarlyStopping', 'AveragedWeights', 'LearningRateSchedule', 'ClipGradients',
-           'progress_bar', 'ProgressBar', 'LogFile', 'TensorBoardLog', 'WandbLog', 'StartFromData']
+           'add_callbacks', 'notify_callbacks', 'end_callbacks', 'block_early_stopping', 'EarlyStopping',
+           'AveragedWeights', 'LearningRateSchedule', 'ClipGradients', 'progress_bar', 'ProgressBar', 'LogFile',
+           'TensorBoardLog', 'WandbLog', 'StartFromData']
 
 # %% ../nbs/06_callbacks.ipynb #e7696f3b
 import csv
 import json
 import math
-import time
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from .activations import eval_mode
 from .data import sample_rows
+from .interrupts import attempt, breakable, own_file, raise_first
 from .validation import (as_path, check_choice, check_fraction, check_int,
                                   check_not_negative, check_number, check_positive, make_folder,
                                   require)
@@ -121,6 +123,49 @@ class TrainingDiverged(StopTraining, RuntimeError):
             f"The model has {kept}. Try a learning_rate below {trainer.learning_rate:g}, data "
             "scaled to about [-1, 1], or a smaller sparsity_weight.",)
 
+# %% ../nbs/06_callbacks.ipynb #cbnotif2
+def add_callbacks(
+    trainer:Any,            # Trainer of the run
+    *callbacks:Callback,    # Callbacks to append
+) -> None:
+    "Append callbacks. Raises `TypeError` or `ValueError` for one that this run cannot have."
+    for callback in callbacks: check_callback(callback).check(trainer)
+    for callback in callbacks: callback.attached = callback.attached or callback.single_use
+    trainer.callbacks += callbacks
+    trainer.listeners = {
+        event: [getattr(callback, event) for callback in trainer.callbacks
+                if getattr(type(callback), event, None) is not getattr(Callback, event)]
+        for event in EVENTS}
+
+def notify_callbacks(
+    trainer:Any,    # Trainer of the run
+    event:str,      # Name in `EVENTS`, other than `'after_fit'`
+) -> None:
+    "Notify all callbacks of an event; then end the run if one of them raised `StopTraining`."
+    is_first, stop = event == 'before_fit', None
+    listeners = ([callback.before_fit for callback in trainer.callbacks] if is_first else
+                 trainer.listeners[event])
+    for number, listener in enumerate(listeners):
+        if is_first: trainer.begun.append(trainer.callbacks[number])
+        try: listener(trainer)
+        except StopTraining as reason:
+            stop = stop or reason
+            trainer.stop(stop)
+    if stop and not is_first: raise stop   # before the first epoch `fit` reads `stopped_by`
+
+def end_callbacks(
+    trainer:Any,                      # Trainer of the run
+    errors:list[BaseException],       # Exceptions of the clean-up so far, to which others are added
+    first:'BaseException|None'=None,  # Exception that has ended the run
+) -> None:
+    "Call `after_fit` of each callback that has begun; raise the first exception."
+    def call(callback):
+        try: callback.after_fit(trainer)
+        except StopTraining as reason: trainer.stop(reason)
+    with breakable():
+        while trainer.begun: attempt(errors, call, trainer.begun.pop(0))
+    if errors: raise_first(errors, first)
+
 # %% ../nbs/06_callbacks.ipynb #cbblock1
 def block_early_stopping(
     trainer:Any,     # Trainer whose early stopping is concerned
@@ -141,13 +186,9 @@ def _metrics_in_history(
 
 def _snapshot(
     model:torch.nn.Module,    # Any module
-    out:'dict[str, Tensor]|None'=None,  # Earlier copy to overwrite; `None`: a new one
 ) -> dict[str, Tensor]:
     "Return a copy of the state of the model."
-    state = model.state_dict()
-    if out is None: return {name: value.clone() for name, value in state.items()}
-    for name, value in state.items(): out[name].copy_(value)
-    return out
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 # %% ../nbs/06_callbacks.ipynb #e14c741c
 class EarlyStopping(StatefulCallback):
@@ -203,18 +244,19 @@ def after_epoch(self:EarlyStopping, trainer):
     if trainer.early_stopping_blockers: return
     self.num_bad_epochs += 1
     if value < self.best_value:
-        self.best_weights, self.best_value = _snapshot(trainer.model, self.best_weights), value
-        trainer.history['best_epoch'] = trainer.epoch - 1
+        weights, epoch = _snapshot(trainer.model), trainer.epoch - 1   # complete before they count
+        self.best_weights, self.best_value, trainer.history['best_epoch'] = weights, value, epoch
     if value < self.reference_value - self.min_delta:
         self.reference_value, self.num_bad_epochs = value, 0
     if self.out_of_patience: raise StopTraining('patience')
 
 @patch
+@breakable(False)
 def after_fit(self:EarlyStopping, trainer):
     "Load the best weights; while no epoch has counted, only if training failed."
     if math.isfinite(self.best_value) or trainer.error is not None:
         trainer.model.load_state_dict(self.best_weights)
-    elif trainer.epoch and trainer.stopped_by != 'interrupt':
+    elif trainer.epoch and not trainer.within_epoch:
         trainer.history['best_epoch'] = trainer.epoch - 1
 
 # %% ../nbs/06_callbacks.ipynb #cbaver02
@@ -324,7 +366,7 @@ class ProgressBar(Callback):
 
     def __init__(self, verbose:int=1):
         if isinstance(verbose, (bool, np.bool_)): verbose = int(verbose)
-        self.verbose = check_int('verbose', verbose, 0)
+        self.verbose, self.bar = check_int('verbose', verbose, 0), None
 
     def before_fit(self, trainer):
         if not self.verbose: return
@@ -349,11 +391,11 @@ class ProgressBar(Callback):
             self.bar.write(f"epoch {trainer.epoch}: {text}, {seconds:.2f} s")
 
     def after_fit(self, trainer):
-        if self.verbose: self.bar.close()
+        if self.bar is not None: self.bar.close()
 
 # %% ../nbs/06_callbacks.ipynb #9b0ce3b5
 class LogFile(Callback):
-    """Writes the history into a CSV or JSON-lines file, a line an epoch, about once a second.
+    """Writes the history into a CSV or JSON-lines file, a line an epoch.
 
     A list that does not have one entry an epoch stays empty in the file."""
     single_use = True
@@ -362,35 +404,48 @@ class LogFile(Callback):
         self,
         path:'str|Path',    # File ending in `.csv` or `.jsonl`; an existing file is replaced
     ):
-        self.path = as_path('path', path)
+        self.path, self.file = as_path('path', path), None
         check_choice("the path's ending", self.path.suffix, ('.csv', '.jsonl'))
 
     def before_fit(self, trainer):  # the history of a resumed run holds its earlier epochs
         make_folder('path', self.path.parent)
         self.columns = [name for name, v in trainer.history.items() if isinstance(v, list)]
-        self.file, self.written = open(self.path, 'w', encoding='utf-8', newline=''), 0
+        keep = lambda path, flags: os.open(path, flags & ~os.O_TRUNC, 0o666)   # until it is owned
+        self.file = own_file('path', open(self.path, 'w', encoding='utf-8', newline='', opener=keep))
         self.csv = csv.writer(self.file, lineterminator='\n')
-        if self.path.suffix == '.csv': self.csv.writerow(['epoch', *self.columns])
-        self._write(trainer)
+        self._write_all(trainer)
 
-    def _write(self, trainer) -> None:
-        "Write the epochs that the file does not contain yet."
-        lists = [trainer.history[name] for name in self.columns]
-        for epoch in range(self.written, trainer.epoch):
-            values = [v[epoch] if len(v) == trainer.epoch else None for v in lists]
-            if self.path.suffix == '.csv': self.csv.writerow([epoch + 1, *values])
-            else:
-                row = dict(zip(['epoch', *self.columns], [epoch + 1, *values]))
-                self.file.write(json.dumps(row, default=float) + '\n')
-        self.file.flush()
-        self.written, self.last = trainer.epoch, time.monotonic()
-
-    def after_epoch(self, trainer):
-        if time.monotonic() - self.last >= 1: self._write(trainer)
+    def after_epoch(self, trainer): self._write(trainer)
 
     def after_fit(self, trainer):
-        self._write(trainer)
-        self.file.close()
+        if self.file is None: return   # another run writes it
+        # later callbacks may have completed the history of an epoch after its line was written
+        try: self._write_all(trainer) if self.has_gaps else self._write(trainer)
+        finally: self.file.close()
+
+# %% ../nbs/06_callbacks.ipynb #cblog001
+@patch
+def _write_all(self:LogFile, trainer) -> None:
+    "Write all epochs over the earlier contents."
+    self.file.seek(0)
+    self.written, self.has_gaps = 0, False
+    if self.path.suffix == '.csv': self.csv.writerow(['epoch', *self.columns])
+    self._write(trainer)
+    self.file.truncate()
+
+@patch
+def _write(self:LogFile, trainer) -> None:
+    "Write the epochs that the file does not contain yet."
+    lists = [trainer.history[name] for name in self.columns]
+    self.has_gaps |= any(len(v) != trainer.epoch for v in lists)
+    for epoch in range(self.written, trainer.epoch):
+        values = [v[epoch] if len(v) == trainer.epoch else None for v in lists]
+        if self.path.suffix == '.csv': self.csv.writerow([epoch + 1, *values])
+        else:
+            row = dict(zip(['epoch', *self.columns], [epoch + 1, *values]))
+            self.file.write(json.dumps(row, default=float) + '\n')
+    self.file.flush()
+    self.written = trainer.epoch
 
 # %% ../nbs/06_callbacks.ipynb #c2487e62
 class TensorBoardLog(Callback):
@@ -413,7 +468,8 @@ class TensorBoardLog(Callback):
             self.writer.add_scalar(f"{name.removeprefix(f'{side}_')}/{side}", value, trainer.epoch)
         self.writer.flush()
 
-    def after_fit(self, trainer): self.writer.close()
+    def after_fit(self, trainer):
+        if self.writer is not None: self.writer.close()
 
 # %% ../nbs/06_callbacks.ipynb #cbwandb1
 class WandbLog(Callback):
@@ -434,6 +490,7 @@ class WandbLog(Callback):
     def after_epoch(self, trainer): self.run.log(_latest(trainer.history), step=trainer.epoch)
 
     def after_fit(self, trainer):
+        if self.run is None: return   # `wandb.init` has failed
         self.run.summary.update({'stopped_by': trainer.stopped_by})
         self.run.finish()
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CONFIG', 'MODEL_CLASSES', 'STATE_FORMAT', 'CHECKPOINT', 'CHECKPOINT_FIELDS', 'RESUMABLE_OPTIONS',
-           'save_files', 'write_state', 'read_state', 'Checkpoint', 'run_identity', 'training_state',
-           'restore_training_state', 'resume_training']
+           'save_files', 'write_state', 'read_state', 'Checkpoint', 'end_if_interrupted', 'run_identity',
+           'training_state', 'restore_training_state', 'resume_training']
 
 # %% ../nbs/11_io.ipynb #764a34ba
 import copy
@@ -25,6 +25,7 @@ from .files import (FolderLock, atomic_write, check_writable, parse_json, read_e
                              read_json, read_metadata, read_safetensors, write_safetensors)
 from .hub import (README, card_text, check_upload, collection_card, local_folder,
                            repo_prefix, upload)
+from .interrupts import signal_waiting
 from .losses import PENALTIES
 from .models import (BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder, between_steps)
@@ -339,6 +340,15 @@ def _write(self:Checkpoint, trainer) -> None:
         raise
     self.last_written = time.monotonic()
     self.write_seconds = self.last_written - start
+
+def end_if_interrupted(
+    trainer:Any,    # Trainer, between two steps or two epochs
+) -> None:
+    "Write a checkpoint and raise `KeyboardInterrupt`, if Ctrl-C or SIGTERM was received."
+    if not signal_waiting(): return
+    for callback in trainer.callbacks:
+        if isinstance(callback, Checkpoint): callback._write(trainer)
+    raise KeyboardInterrupt
 
 # %% ../nbs/11_io.ipynb #runstat1
 CHECKPOINT_FIELDS = dict(   # key in the file: attribute of the trainer

@@ -436,9 +436,12 @@ class Resample(DeadLatents):
             self.num_revived += resample(trainer.model, dead, x, trainer.generator,
                                          trainer.optimizer, target)
 
-    def after_epoch(self, trainer):
+    def after_train(self, trainer):
         trainer.history['revived'].append(self.num_revived)
         self.num_revived = 0
+
+    def after_fit(self, trainer):  # an epoch that was broken off does not count
+        del trainer.history.get('revived', [])[trainer.epoch:]
 
 # %% ../nbs/07_sparsity_control.ipynb #auxil000
 def _pre_activations(model:BaseSparseAutoencoder, x:Tensor, latents:Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .callbacks import Callback, StopTraining, progress_bar
 from .data import open_data
 from .eval_viz import (evaluate_sparse_autoencoder, new_figure, plain_text,
                                 save_figure)
+from .interrupts import hold_signals, signal_waiting, take_signal
 from .losses import METRICS
 from .options import TrainingOptions
 from .training import Losses, Meter, Trainer, fit
@@ -55,11 +56,12 @@ class TrainerGroup:
         "Prepare all models for the loop."
         with ExitStack() as stack:
             for t in self.trainers: stack.enter_context(t.running())
+            stack.callback(self.close)   # before the members complete their state
             yield
 
     def event(self, name:str) -> None:
         "Notify the callbacks of all active trainers; raise `StopTraining` if none is left."
-        everyone = name in ('before_fit', 'after_fit')
+        everyone = name == 'before_fit'
         if name == 'before_epoch':
             self.active = [t for t in self.trainers if t.stopped_by is None]
         for t in list(self.trainers if everyone else self.active):
@@ -75,9 +77,15 @@ class TrainerGroup:
 @patch
 def close(self:TrainerGroup) -> None:
     "Close the engine, so that each trainer has its own tensors again."
-    if self.engine: self.engine.close()
+    if self.engine:
+        self.engine.close()
+        for t in self.members: t.autoencoder.normalize_decoder_weights()
     self.members, self.engine = [], None
-    for t in self.trainers: t.close()
+
+@patch
+def boundary(self:TrainerGroup) -> None:
+    "Raise `KeyboardInterrupt` if Ctrl-C or SIGTERM was received."
+    if signal_waiting(): raise KeyboardInterrupt
 
 @patch
 def _steps(self:TrainerGroup, side:str) -> Iterator[list]:
@@ -259,12 +267,14 @@ def sweep(
     groups, reasons = runs_together(trainers)
     if reasons and verbose: _print_reasons(reasons)
     bar = _Bar(trainers, verbose)
-    for numbers, engine in groups:
-        if any(t.stopped_by == 'interrupt' for t in trainers): break
-        members = [trainers[number] for number in numbers]
-        for t in members: t.add(bar)
-        if engine: _share_batches(members)
-        fit(TrainerGroup(members, engine) if engine else members[0])
+    with hold_signals():   # also between two runs
+        for numbers, engine in groups:
+            if signal_waiting() or any(t.stopped_by == 'interrupt' for t in trainers): break
+            members = [trainers[number] for number in numbers]
+            for t in members: t.add(bar)
+            if engine: _share_batches(members)
+            fit(TrainerGroup(members, engine) if engine else members[0])
+        take_signal()
     bar.bar.close()
     return _results(points, trainers, val_data)
 

@@ -18,8 +18,11 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from .callbacks import EVENTS, Callback, StopTraining, TrainingDiverged, check_callback
-from .io import restore_training_state, resume_training, run_identity, training_state
+from .callbacks import (StopTraining, TrainingDiverged, add_callbacks, end_callbacks,
+                                 notify_callbacks)
+from .interrupts import attempt, breakable, hold_signals, take_signal
+from .io import (end_if_interrupted, restore_training_state, resume_training, run_identity,
+                          training_state)
 from .losses import (METRICS, Measurements, Penalty, get_penalty, mean_squared_error,
                               total_loss)
 from .models import (TrainingLock, as_autoencoder, count_active, decode_batch,
@@ -123,14 +126,12 @@ class Meter:
 # %% ../nbs/02_training.ipynb #c7736471
 def fit(run:Any) -> None:
     "Train until `run.stopped_by` is set; the model then has its best weights, in eval mode."
-    with run.running():
+    with hold_signals(), run.running():
         try:
-            run.event('before_fit')
-            while run.stopped_by is None: fit_epoch(run)
+            with breakable():
+                run.event('before_fit')
+                while run.stopped_by is None: fit_epoch(run)
         except (StopTraining, KeyboardInterrupt) as reason: run.stop(reason)
-        finally:
-            run.close()
-            run.event('after_fit')
 
 def fit_epoch(run:Any) -> None:
     "Take the steps of one epoch, then measure the validation data."
@@ -143,6 +144,7 @@ def fit_epoch(run:Any) -> None:
             run.event('after_loss')
     run.finish_epoch()
     run.event('after_epoch')
+    run.boundary()
 
 def fit_step(run:Any, batches:list) -> None:
     "Accumulate the gradients of `batches`, each with its share of the rows; step the optimiser."
@@ -154,6 +156,7 @@ def fit_step(run:Any, batches:list) -> None:
     run.event('after_backward')
     run.engine.step()
     run.event('after_step')
+    run.boundary()
 
 # %% ../nbs/02_training.ipynb #1eab8b5c
 class Trainer:
@@ -186,6 +189,7 @@ class Trainer:
         if self.error: raise self.error
         return self.history
 
+    add, event, boundary = add_callbacks, notify_callbacks, end_if_interrupted
     state_dict, load_state_dict = training_state, restore_training_state
 
 # %% ../nbs/02_training.ipynb #state001
@@ -198,7 +202,8 @@ def _make_state(self:Trainer) -> None:
     self.base_learning_rate = self.learning_rate   # scaled by a schedule
     self.optimizer = make_optimizer(o.optimizer, self.parameters, self.learning_rate)
     self.epoch, self.step, self.num_epochs, self.batches = 0, 0, o.num_epochs, None
-    self.penalty_scale, self.early_stopping_blockers, self.callbacks = 1., set(), []
+    self.penalty_scale, self.early_stopping_blockers = 1., set()
+    self.callbacks, self.begun = [], []   # those whose `after_fit` is to be called
     self.started, self.lock, self.history = False, TrainingLock(), o.new_history()
     self.stopped_by = self.error = self.losses = self._engine = self._engine_key = None
     self.meter, self.val_meter, self.measured, self.metrics = Meter(), Meter(), {}, METRICS
@@ -206,29 +211,9 @@ def _make_state(self:Trainer) -> None:
 
 # %% ../nbs/02_training.ipynb #ac56feb4
 @patch
-def add(self:Trainer, *callbacks:Callback) -> None:
-    "Append callbacks. Raises `TypeError` or `ValueError` for one that this run cannot have."
-    for callback in callbacks: check_callback(callback).check(self)
-    for callback in callbacks: callback.attached = callback.attached or callback.single_use
-    self.callbacks += callbacks
-    self.listeners = {event: [getattr(callback, event) for callback in self.callbacks if
-                              getattr(type(callback), event, None) is not getattr(Callback, event)]
-                      for event in EVENTS}
-
-@patch
-def event(self:Trainer, name:str) -> None:
-    "Notify all callbacks of an event; then end the run if one of them raised `StopTraining`."
-    stop = None
-    for listener in self.listeners[name]:
-        try: listener(self)
-        except StopTraining as reason:
-            stop = stop or reason
-            self.stop(stop)
-    if stop and name not in ('before_fit', 'after_fit'): raise stop   # `fit` reads `stopped_by`
-
-@patch
 def stop(self:Trainer, reason:BaseException) -> None:
     "Record why the run ends; the first reason counts."
+    if isinstance(reason, KeyboardInterrupt): take_signal()
     if self.stopped_by is not None: return
     self.stopped_by = reason.reason if isinstance(reason, StopTraining) else 'interrupt'
     if isinstance(reason, TrainingDiverged): self.error = reason
@@ -245,41 +230,52 @@ def start(self:Trainer) -> None:
 @patch
 @contextmanager
 def running(self:Trainer) -> Iterator[None]:
-    "Prepare the model for the loop: scaled unit and single precision, both undone afterwards."
+    "Prepare the model for the loop, and complete its state afterwards, whatever has happened."
     with (gradients_enabled(), in_training(self.model) as self.lock,
           torch.cuda.device_of(self.parameters[0]), ExitStack() as stack):
-        state = self.model.state_dict() if self.options.resume else {}
-        before = {name: value.clone() for name, value in state.items()}
+        before = {k: v.clone() for k, v in self.model.state_dict().items() if self.options.resume}
         stack.callback(lambda: before and self.model.load_state_dict(before))  # a resume that fails
         if self.scaling: stack.enter_context(self.model.in_scaled_unit(self.scaling))
         stack.enter_context(master_precision(self.model))
-        self.start()
-        before.clear()
-        for p in self.parameters: p.grad = None   # left over from an earlier run
         stack.callback(self.model.eval)
+        for p in self.model.parameters(): p.grad = None   # left over from an earlier run
+        with breakable(): self.start()
+        before.clear()
+        for _ in range(2): stack.push(lambda *raised: self.finish(raised[1]))   # again if it fails
         yield
 
 @patch
+def finish(self:Trainer, error:'BaseException|None'=None) -> None:
+    "Complete what a broken-off step or epoch has left, and call `after_fit` of the callbacks."
+    errors = []
+    attempt(errors, self.close)
+    end_callbacks(self, errors, error or self.error)
+
+@patch
 def close(self:Trainer) -> None:
-    "Close the engine, and detach what the run leaves behind."
-    if self._engine: self._engine.close()
+    "Close the engine, complete decoder and history, and detach what the run leaves behind."
+    if self._engine:
+        self._engine.close()
+        self.autoencoder.normalize_decoder_weights()   # not done by a step that was broken off
     self._engine = self._engine_key = None
+    for p in self.model.parameters(): p.grad = None
     self.history['stopped_by'] = self.stopped_by
+    for name in self.options.new_history():   # an epoch counts when all its entries are there
+        if isinstance(self.history.get(name), list): del self.history[name][self.epoch:]
     if self.losses is not None: self.losses = self.losses.detach()
 
 # %% ../nbs/02_training.ipynb #run00003
 @patch(as_prop=True)
 def within_epoch(self:Trainer) -> bool:
-    "Whether some steps of the epoch are done, as after a resume."
-    return self.meter.n > 0
+    "Whether some steps of the epoch are done, as after a resume, or one has begun."
+    return self.meter.n > 0 or self.batches is not None
 
 @patch
 def train_steps(self:Trainer) -> Iterator[list[tuple[Tensor, float]]]:
     "Yield the steps of an epoch, each as its batches with their shares of the rows."
     self.epoch_start = time.perf_counter()
     self.model.train()
-    if not self.within_epoch: self.meter = self.engine.meter()
-    self.current_meter = self.meter
+    self.meter = self.current_meter = self.meter if self.within_epoch else self.engine.meter()
     for self.batches in self.train.epoch():
         rows = sum(map(len, self.batches))
         yield [(x, len(x) / rows) for x in self.batches]
@@ -328,8 +324,8 @@ def finish_epoch(self:Trainer) -> None:
                    seconds=time.perf_counter() - self.epoch_start)
     for name, value in values.items():
         if name in self.history: self.history[name].append(value)
-    self.meter, self.epoch = Meter(), self.epoch + 1
-    self.history['epochs_trained'] = self.epoch
+    self.epoch = self.history['epochs_trained'] = self.epoch + 1   # from here on the epoch counts
+    self.meter, self.batches = Meter(), None
     if self.train.exhausted: self.stop(StopTraining('data'))
     elif self.epoch >= self.num_epochs: self.stop(StopTraining('num_epochs'))
 

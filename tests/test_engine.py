@@ -1,10 +1,4 @@
-"The training engine: killed processes, logs of other tools, compiled code, memory maps, streams."
-import json
-import random
-import signal
-import subprocess
-import sys
-import textwrap
+"The training engine: logs of other tools, compiled code, memory maps, streams."
 import time
 import warnings
 
@@ -25,79 +19,6 @@ from sparse_ae.sparsity_control import resample
 from sparse_ae.engines import cuda_graphs
 from sparse_ae.engines.cuda_graphs import _alias_parameters
 from sparse_ae.training import batch_losses
-
-RUN = textwrap.dedent('''
-    import json, sys, torch
-    from sparse_ae import *
-    from sparse_ae.callbacks import LogFile
-    folder, options = sys.argv[1], json.loads(sys.argv[2])
-    train, val = train_val_split(digits(), seed=0)
-    if options.pop('loader', False):
-        train = torch.utils.data.DataLoader(train, 100, shuffle=True)
-    torch.manual_seed(0)
-    model = SparseAutoencoder(64, 30, batch_norm=True)
-    history = train_sparse_autoencoder_with_early_stopping(
-        model, train, val, 30, 3e-3, 30, seed=0, verbose=0, checkpoint_dir=folder, resume=True,
-        lr_schedule='cosine', callbacks=[LogFile(folder + '/log.csv')], **options)
-    model.save_pretrained(folder + '/model')
-    history['seconds'] = None
-    print(json.dumps(history))
-''')
-
-
-def run(folder, options):
-    return subprocess.Popen([sys.executable, '-c', RUN, str(folder), json.dumps(options)],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-2000:]
-    return json.loads(out)
-
-
-def columns(path):
-    "A log without the measured seconds."
-    header, *rows = [line.split(',') for line in path.read_text().splitlines()]
-    keep = [k for k, name in enumerate(header) if name != 'seconds']
-    return [[row[k] for k in keep] for row in (header, *rows)]
-
-
-@pytest.mark.parametrize('options', [
-    dict(sparsity_type='hoyer', sparsity_weight=1.0, checkpoint_minutes=0.0005),
-    dict(sparsity_type='l1', target_l0=8, revive='auxiliary', checkpoint_epochs=2),
-    dict(sparsity_type='kl', loader=True, accumulate=2, checkpoint_minutes=0.0005)])
-def test_killed_at_random_and_resumed_is_the_same_bit_for_bit(tmp_path, options):
-    "SIGKILL to real processes, until one comes through; no moment leaves a broken checkpoint."
-    expected = finish(run(tmp_path/'whole', options))
-    chance, kills, resumed_from = random.Random(str(options)), 0, []
-    for _ in range(40):
-        process = run(tmp_path/'killed', options)
-        path = tmp_path/'killed'/CHECKPOINT
-        before = path.stat().st_mtime_ns if path.exists() else None
-        while process.poll() is None:  # it has begun, and has written something new
-            if path.exists() and path.stat().st_mtime_ns != before: break
-            time.sleep(0.005)
-        if kills < 3 and process.poll() is None:
-            time.sleep(chance.uniform(0, 0.25))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            if process.returncode == -signal.SIGKILL:
-                kills += 1
-                state = read_state(path)
-                resumed_from.append((state['epoch'], state['step']))
-                continue
-        history = finish(process)
-        break
-    assert kills >= 2, 'too fast to be killed'
-    assert len(set(resumed_from)) > 1 and resumed_from == sorted(resumed_from)
-    assert history == expected
-    one, two = [(tmp_path/name/'model'/'model.safetensors').read_bytes()
-                for name in ('whole', 'killed')]
-    assert one == two
-    assert columns(tmp_path/'whole'/'log.csv') == columns(tmp_path/'killed'/'log.csv')
-    if 'checkpoint_minutes' in options:  # some were taken within an epoch
-        assert not list((tmp_path/'killed').glob('.*.tmp')) or kills
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(split, tmp_path):

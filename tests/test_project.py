@@ -103,14 +103,15 @@ def test_import_is_light():
 
 
 # a module may import modules of earlier entries; those of one entry do not import each other
-LAYERS = ('validation', 'scaling', 'losses activations data targets', 'models', 'callbacks regularizers',
-          'io sparsity_control', 'options', 'training', 'eval_viz', 'presets sweeps',
+LAYERS = ('validation interrupts', 'files', 'scaling', 'losses activations data targets', 'models hub',
+          'callbacks regularizers',
+          'io sparsity_control', 'options', 'training', 'eval_viz', 'presets sweeps export', 'sklearn',
           'measures', 'engines.triton_kernels', 'engines.dense', 'engines.sparse_codes',
           'engines.unrolled engines.cuda_graphs', 'engines.stacked',
           'lab.display lab.text lab.map', 'lab.dashboard lab.latents', 'lab.explorer', 'lab.figures',
-          'lab.panel', 'lab.page', 'lab.widgets cli',
+          'lab.panel', 'lab.page', 'lab.widgets cli frames',
           'networks.hooks', 'networks.store', 'networks.capture networks.splice', 'networks.cli',
-          'networks.conversions', 'networks.format_files', 'networks.saelens', 'networks.formats')
+          'networks.conversions', 'networks.format_files', 'networks.saelens', 'networks.formats', 'networks.viewers')
 
 
 def imports(path):
