@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup setup-hashed requirements audit demo test test-browser test-interop lab docs notebooks \
-	export readme hooks example bench clean
+.PHONY: help setup setup-hashed requirements audit demo test test-faults test-browser test-interop \
+	test-interop-short lab docs notebooks export readme hooks example bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -33,9 +33,18 @@ requirements: setup  ## requirements-dev.txt, after a change of constraints.txt 
 demo: setup      ## learn edges from photographs, into runs/demo
 	$(BIN)/sparse_ae_demo
 
-test: setup      ## notebooks, then pytest
+test: setup      ## rules of ruff, notebooks, then pytest
+	$(BIN)/ruff check --quiet
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-faults: setup  ## kills, exceptions, damaged files, memory, combinations; some hours; see RELIABILITY.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/injections.py --every 20
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/mutations.py --mutations 100000
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/test_numbers.py --all
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/memory.py --n 200
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py --minutes 120
 
 test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/browser/screenshots
 	$(BIN)/python -m pytest -rs tests/browser
@@ -44,8 +53,25 @@ test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/br
 INTEROP = .interop
 PEERS = $(INTEROP)/sae_lens/.ready $(INTEROP)/dictionary_learning/.ready $(INTEROP)/sparsify/.ready
 
-test-interop: setup $(PEERS)  ## models of SAELens, dictionary_learning and sparsify, with them
+test-interop: setup $(PEERS) $(INTEROP)/viewers/.ready  ## models of other libraries, and viewers, with them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop
+
+test-interop-short: setup $(INTEROP)/small/.ready  ## the models in this environment, in half a minute
+	INTEROP_SMALL=$(INTEROP)/small OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+	  tests/interop/test_interop.py
+
+$(INTEROP)/small/.ready:
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(@D) \
+	  sae-lens==6.54.12 dictionary-learning==0.1.0 eai-sparsify==1.3.3 einops==0.8.1 \
+	  simple-parsing==0.1.7 docstring-parser==0.17.0 natsort==8.4.0
+	touch $@
+
+$(INTEROP)/viewers/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 'numpy<2' \
+	  sae-dashboard==0.8.0 sae-bench==0.6.0 'fastcore>=1.7' 'ipywidgets>=8'
+	$(@D)/bin/python -m pip uninstall -q -y torchvision torchaudio
+	touch $@
 
 $(INTEROP)/sae_lens/.ready: PACKAGE = sae-lens==6.54.12
 $(INTEROP)/dictionary_learning/.ready: PACKAGE = dictionary-learning==0.1.0

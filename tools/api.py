@@ -23,7 +23,8 @@ TASKS = {
     'Use the activations of a network': 'networks.',
     'Use widgets in a notebook': 'lab.widgets lab.dashboard lab.explorer lab.figures '
                                  'lab.panel lab.page lab.latents lab.text lab.map lab.display',
-    'Save, load, use the command line': 'io cli',
+    'Save, load, use the command line': 'io hub cli files interrupts',
+    'Use other tools': 'sklearn export frames',
     'Compute faster': 'engines.',   # all modules of the folder
     'Check arguments': 'validation'}
 HEAD = """\
