@@ -63,7 +63,10 @@ METRICS.update(
 # %% ../nbs/03_eval_viz.ipynb #bed9b7be
 class _SquaredDeviation:
     "Squared deviations of each column from its mean, in double precision, batch by batch."
-    def __init__(self): self.n, self.mean, self.sum, self.squares = 0, 0., 0., 0.
+    mean:Any = 0.   # then shape `(features,)`, as the following
+    sum:Any = 0.
+    squares:Any = 0.
+    n = 0
 
     def add(self, x:Tensor) -> None:
         "Add a batch."
@@ -102,7 +105,7 @@ class _CodeSums:
         "Return the arrays and the metrics of a pass; without errors, those of the codes."
         m = Measurements(self.n, torch.from_numpy(self.active).double(), codes=codes,
                          near_zero=self.near_zero, hoyer=self.hoyer, **measured)
-        arrays = {} if m.errors is None else dict(errors=m.errors)
+        arrays:dict[str, Any] = {} if m.errors is None else dict(errors=m.errors)
         if codes is not None: arrays['latent_codes'] = codes
         arrays |= dict(density=self.active / self.n, mean_activation_per_neuron=self.total / self.n)
         return arrays | {name: metric.value(m) for name, metric in METRICS.items()
@@ -167,7 +170,8 @@ def evaluate_sparse_autoencoder(
         raise ValueError(f"return_codes must be True, False or 'sparse', got {return_codes!r}")
     model = between_steps(check_autoencoder(model))
     if device is not None: model.to(check_device(device))
-    errors, column_error, deviation = bytearray(), 0., _SquaredDeviation()
+    errors, deviation = bytearray(), _SquaredDeviation()
+    column_error:Any = 0.    # then shape `(features,)`
     sums, kept = _CodeSums(), _KEPT[return_codes]()
     if targets is not None: targets = open_rows('targets', targets)
     elif getattr(model, 'is_transcoder', False):
@@ -392,7 +396,7 @@ def _check_codes(codes:'np.ndarray|Tensor', latent_dim:'int|None', name:str='cod
 def dictionary(
     model:nn.Module,                      # Any module with `encode` and `decode`
     codes:'np.ndarray|Tensor|None'=None,  # Codes of some data, `(n, latent_dim)`: for typical codes
-    latents:'Sequence[int]|None'=None,    # Indices of latents; `None`: all
+    latents:'Sequence[int]|Tensor|None'=None,  # Indices of latents; `None`: all
 ) -> Tensor:                              # Atoms, shape `(len(latents), input_dim)`
     """Return the direction in input space in which each latent moves the reconstruction.
 
@@ -417,7 +421,7 @@ def dictionary(
 def finite_dictionary(
     model:nn.Module,                      # Any module with `encode` and `decode`
     codes:'np.ndarray|Tensor|None'=None,  # Codes of some data, as for `dictionary`
-    latents:'Sequence[int]|None'=None,    # Indices of latents; `None`: all
+    latents:'Sequence[int]|Tensor|None'=None,  # Indices of latents; `None`: all
 ) -> Tensor:                              # Atoms, `(len(latents), features)`, single precision, CPU
     "Return the atoms for a figure. Raises `ValueError` if one is NaN or infinite."
     atoms = dictionary(model, codes, latents).flatten(1).cpu().float()
@@ -473,12 +477,13 @@ def _atoms_to_plot(model:nn.Module, codes:Any, max_atoms:int) -> tuple[np.ndarra
 
 def _dictionary_axes(gray:np.ndarray, image_shape:'Sequence[int]|None') -> Any:
     "Draw atoms in [0, 1] as images, or without an image shape as the rows of a matrix."
-    if image_shape is None: sheet, height, aspect = gray, 5, 'auto'
+    if image_shape is None: sheet, height = gray, 5
     else:
         sheet = mosaic(gray.reshape(-1, *check_image_shape(image_shape, gray.shape[1])))
-        height, aspect = 8 * sheet.shape[0] / sheet.shape[1] + 0.4, 'equal'
+        height = 8 * sheet.shape[0] / sheet.shape[1] + 0.4
     ax = new_figure(8, height).subplots()
-    ax.imshow(sheet, cmap='gray', vmin=0, vmax=1, interpolation='nearest', aspect=aspect)
+    ax.imshow(sheet, cmap='gray', vmin=0, vmax=1, interpolation='nearest',
+              aspect='auto' if image_shape is None else 'equal')
     if image_shape is None: ax.set(xlabel='input feature', ylabel='latent')
     else: ax.axis('off')
     return ax
@@ -518,7 +523,7 @@ def _draw_images(fig:Figure, pairs:np.ndarray, image_shape:Sequence[int]) -> Seq
             ax.set(xticks=[], yticks=[])
     return rows[1]
 
-def _draw_lines(fig:Figure, pairs:np.ndarray, image_shape:None) -> Sequence[Any]:
+def _draw_lines(fig:Figure, pairs:np.ndarray, image_shape:Any=None) -> Sequence[Any]:
     "Draw inputs (grey) and reconstructions (black) as lines over the features; return the axes."
     axes = fig.subplots(1, pairs.shape[1], squeeze=False, sharey=True)[0]
     for ax, x, x_reconstructed in zip(axes, *pairs):
@@ -572,7 +577,7 @@ class DictionaryMatch(NamedTuple):
     recall:'np.ndarray|None'=None     # `(pairs,)`, NaN for a feature that is never active
     shrinkage:'np.ndarray|None'=None  # `(pairs,)`, 0: none; NaN if never active together
 
-def _detection(match:DictionaryMatch, z:Tensor, true:Tensor) -> dict[str, np.ndarray]:
+def _detection(match:DictionaryMatch, z:Tensor, true:Tensor) -> dict[str, Any]:
     "Compute precision, recall and shrinkage of the matched pairs."
     if len(z) != len(true):
         raise ValueError("true_codes must be of the same samples as codes, "
@@ -621,7 +626,7 @@ def match_dictionaries(
 # %% ../nbs/03_eval_viz.ipynb #cdf7e41f
 def _encode_and_decode(model:nn.Module, x:Any) -> tuple[Tensor, Tensor]:
     "Return codes and reconstructions of samples, in the model's dtype and on its device."
-    x = torch.cat(list(Batches('x', x, model)))
+    x = torch.cat([*Batches('x', x, model)])
     with eval_mode(model, no_grad=True):
         z = encode_batch(model, x).z
         if z.ndim != 2 or x.ndim != 2:

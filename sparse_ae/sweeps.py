@@ -30,7 +30,8 @@ from .training import Losses, Meter, Trainer, fit
 from .validation import as_path, check_choice, check_seed, require
 
 # %% ../nbs/10_sweeps.ipynb #group001
-GROUP_ENGINES = {}   # Engines for groups by name, with `why_not(trainer)` and `key(trainer)`
+# Engines for groups by name, with `why_not(trainer)` and `key(trainer)`
+GROUP_ENGINES:dict[str, Any] = {}
 
 class TrainerGroup:
     "Several trainers whose steps are taken together; for the loop, one run."
@@ -42,8 +43,9 @@ class TrainerGroup:
         engine_class:type,             # Engine of their steps
     ):
         self.trainers, self.engine_class = list(trainers), engine_class
-        self.members, self.engine = [], None   # trainers whose steps the engine computes
-        self.active = []                       # those that have not ended within this epoch
+        self.members:list[Trainer] = []        # trainers whose steps the engine computes
+        self.engine:Any = None
+        self.active:list[Trainer] = []         # those that have not ended within this epoch
 
     @property
     def stopped_by(self) -> 'str|None':
@@ -109,7 +111,7 @@ def train_steps(self:TrainerGroup) -> Iterator[list[tuple[list[Tensor], float]]]
     for step in self._steps('train'):
         for t, batches in zip(self.members, step): t.batches = batches
         rows = sum(map(len, step[0]))
-        yield [(batches, len(batches[0]) / rows) for batches in zip(*step)]
+        yield [(list(batches), len(batches[0]) / rows) for batches in zip(*step)]
 
 # %% ../nbs/10_sweeps.ipynb #group003
 @patch
@@ -155,7 +157,8 @@ def runs_together(
     trainers:Sequence[Trainer],    # All runs
 ) -> tuple[list[tuple[list[int], 'type|None']], dict[int, str]]:
     "Sort runs into groups with their engine (`None`: a run by itself), and say why by itself."
-    groups, reasons = {}, {}
+    groups:dict[tuple, list[int]] = {}
+    reasons = {}
     for number, t in enumerate(trainers):
         engine = next((cls for cls in GROUP_ENGINES.values() if not cls.why_not(t)), None)
         key = (engine, engine.key(t)) if engine else (None, number)
@@ -170,7 +173,7 @@ def runs_together(
 
 def _share_batches(trainers:Sequence[Trainer]) -> None:
     "Let trainers with the same seed share the training data, and all the validation data."
-    by_seed = {}
+    by_seed:dict[Any, Any] = {}
     for t in trainers:
         t.train, t.val = by_seed.setdefault(t.options.seed, t.train), trainers[0].val
 

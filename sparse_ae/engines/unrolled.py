@@ -55,7 +55,8 @@ def _estimates(
     scratch:Tensor,                # Memory for indices, see `_indices_in`
 ) -> list[_Estimate]:              # One entry per step, the first estimate included
     "Compute equation (1), without gradients."
-    eta, select, estimates, residual = encoder.step_size, selection_for(activation), [], x
+    eta, select, residual = encoder.step_size, selection_for(activation), x
+    estimates:list[_Estimate] = []
     for step in range(encoder.steps + 1):
         torch.addmm(weights.b, residual, weights.W.T, beta=eta, alpha=eta, out=u)
         last = estimates[-1].code if estimates else None

@@ -8,7 +8,7 @@ __all__ = ['find_module', 'run_model', 'check_inputs', 'to_device', 'first_tenso
 
 # %% ../../nbs/networks/00_hooks.ipynb #hooks002
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -101,13 +101,13 @@ def first_tensor(
     return value
 
 # %% ../../nbs/networks/00_hooks.ipynb #hooks016
-def _replaced(value:Any, path:tuple, tensor:Tensor) -> Any:
+def _replaced(value:Any, path:Sequence, tensor:Tensor) -> Any:
     "Return a copy of a structure, with the tensor at the end of the path replaced."
     if not path: return tensor
     key, *rest = path
     item = _replaced(value[key], rest, tensor)
     if isinstance(value, (list, Mapping)):
-        changed = copy.copy(value)
+        changed:Any = copy.copy(value)
         changed[key] = item
         return changed
     items = [item if number == key else old for number, old in enumerate(value)]
