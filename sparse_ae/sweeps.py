@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .callbacks import Callback, StopTraining, progress_bar
@@ -324,7 +323,7 @@ def plot_sweep(
     runs:Sweep,                        # Runs of a sweep
     by:'str|None'=None,                # Setting whose values get different markers
     save_path:'str|Path|None'=None,    # Also write the figure here
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot explained variance against L0, a point for each run."
     if not isinstance(runs, Sweep):
         raise TypeError(f"runs must come from sweep, got {type(runs).__name__}")

@@ -279,7 +279,8 @@ def test_paths_take_precedence(call, hub, repo, tmp_path, monkeypatch):
         assert_loaded(run(load, [name], {}), local)
         assert_loaded(run(formats.load, [name], {}), local)
     for name in ('./owner/other', tmp_path/'owner'/'other', 'owner/file'):
-        with pytest.raises(FileNotFoundError, match='no config.json in'): run(load, [name], {})
+        with pytest.raises(FileNotFoundError, match='no model.safetensors in'):
+            run(load, [name], {})
     with pytest.raises(ValueError, match=f"revision must be None for the path '{repo}'"):
         run(load, [repo], dict(revision='v1'))
     assert_loaded(run(load, ['owner'], dict(subfolder=repo.split('/')[1])), local)
@@ -375,7 +376,7 @@ def test_damaged_configuration(call, hub, repo):
     hub.add(repo, model_files() | {CONFIG: b'{"model_class": '})
     with pytest.raises(ValueError, match='not JSON'): call(load, repo)
     hub.repos[repo].commit('main', {CONFIG: model_files(activation='sigmoid')[CONFIG]})
-    with pytest.raises(ValueError, match='different saves'): call(load, repo)
+    assert_loaded(call(load, repo), new_model())   # the weights have a configuration of their own
 
 
 # cards
