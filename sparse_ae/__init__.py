@@ -25,7 +25,14 @@ from .engines import dense, sparse_codes, unrolled, cuda_graphs, stacked   # add
 from .networks.capture import capture
 from .networks.splice import evaluate_in_network, splice
 from .networks.store import ActivationStore   # adds itself to the folders that commands open
-from .lab.widgets import FeatureExplorer, LossPlayground, TrainingDashboard, compare_runs
+
+_WIDGETS = ('FeatureExplorer', 'LossPlayground', 'TrainingDashboard', 'compare_runs')
+
+def __getattr__(name):
+    "Import the widgets when one of them is first used."
+    if name not in _WIDGETS: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .lab import widgets
+    return getattr(widgets, name)
 
 __all__ = [
     'ActivationStore', 'AnnealedPNorm', 'AuxiliaryLoss', 'AveragedWeights', 'BatchTopK',

@@ -414,7 +414,8 @@ class LogFile(Callback):
         make_folder('path', self.path.parent)
         self.columns = [name for name, v in trainer.history.items() if isinstance(v, list)]
         keep = lambda path, flags: os.open(path, flags & ~os.O_TRUNC, 0o666)   # until it is owned
-        self.file = own_file('path', open(self.path, 'w', encoding='utf-8', newline='', opener=keep))
+        file = open(self.path, 'w', encoding='utf-8', newline='', opener=keep)
+        self.file = own_file('path', file)
         self.csv = csv.writer(self.file, lineterminator='\n')
         self._write_all(trainer)
 

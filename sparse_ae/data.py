@@ -654,6 +654,7 @@ def _buffers(self:Batches, generator:torch.Generator) -> Iterator[tuple[Rows, 'T
             prefetch(self.rows, following)   # while this buffer is trained on
             yield TensorRows(buffer[:total]), order
 
+# %% ../nbs/04_data.ipynb #batches7
 @patch
 def _read_slices(self:Batches, parts:list[slice], total:int, buffer:'Tensor|None') -> Tensor:
     "Read slices of `total` rows into a buffer; return it, or a new one if it is too short."

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from matplotlib.figure import Figure  # pyplot would start a graphical backend
 
 from .activations import eval_mode
 from .data import Batches, first_rows, open_rows
@@ -199,7 +198,7 @@ def evaluate_sparse_autoencoder(
 def new_figure(
     width:float,     # Width in inches
     height:float,    # Height in inches
-) -> Figure:
+) -> Any:   # Matplotlib figure
     """Create a figure. With a backend that opens no window, pyplot drops its reference at once, so
     that the figure is neither shown twice nor kept in memory."""
     import matplotlib.pyplot as plt
@@ -209,9 +208,9 @@ def new_figure(
     return fig
 
 def save_figure(
-    fig:Figure,                     # Figure to write
+    fig:Any,                        # Figure to write
     save_path:'str|Path|None',      # File; its format follows from the suffix. `None`: no file
-) -> Figure:                        # `fig`
+) -> Any:                           # `fig`
     """Write a figure to `save_path`, unless that is `None`, and return the figure.
 
     Raises `ValueError` for a folder and an unknown suffix, `OSError` that names the file."""
@@ -263,7 +262,7 @@ def _plot_activity(ax:Any, epochs:Sequence[int], history:dict) -> None:
 def plot_sparse_training_history(
     history:dict,                       # History that training returned
     save_path:'str|Path|None'=None,     # File to which the figure is also written
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot losses, L0 and dead latents over the epochs."
     panels = {'total loss': 'loss', 'reconstruction (MSE)': 'recon_loss',
               'penalty, not weighted': 'sparsity_loss'}
@@ -323,7 +322,7 @@ def plot_sparse_autoencoder_analysis(
     results:dict,                           # Results of `evaluate_sparse_autoencoder`
     model_name:str='Sparse Autoencoder',    # Name for the title
     save_path:'str|Path|None'=None,         # File to which the figure is also written
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot errors, activity of each latent, size of activations, and the codes of some samples."
     arrays = 'errors', 'mean_activation_per_neuron', 'latent_codes'
     _check_entries('results', results, 'evaluate_sparse_autoencoder', [*arrays, 'mean'])
@@ -495,7 +494,7 @@ def plot_dictionary(
     codes:'np.ndarray|Tensor|None'=None,    # Codes of some data, such as `results['latent_codes']`
     max_atoms:int=400,                      # Largest number of atoms shown
     save_path:'str|Path|None'=None,         # File to which the figure is also written
-) -> Figure:
+) -> Any:   # Matplotlib figure
     """Plot the atoms as images, or as the rows of one matrix. Each atom has its own scale, with
     zero in mid-grey. With `codes` the most often active atoms come first."""
     atoms, n_atoms = _atoms_to_plot(model, codes, max_atoms)
@@ -509,7 +508,7 @@ def plot_dictionary(
     return save_figure(ax.figure, save_path)
 
 # %% ../nbs/03_eval_viz.ipynb #5ad7e92e
-def _draw_images(fig:Figure, pairs:np.ndarray, image_shape:Sequence[int]) -> Sequence[Any]:
+def _draw_images(fig:Any, pairs:np.ndarray, image_shape:Sequence[int]) -> Sequence[Any]:
     "Draw inputs above reconstructions as images; return the lower axes."
     shape = check_image_shape(image_shape, pairs.shape[2])
     low, high = np.quantile(pairs[0], [0.002, 0.998])
@@ -523,7 +522,7 @@ def _draw_images(fig:Figure, pairs:np.ndarray, image_shape:Sequence[int]) -> Seq
             ax.set(xticks=[], yticks=[])
     return rows[1]
 
-def _draw_lines(fig:Figure, pairs:np.ndarray, image_shape:Any=None) -> Sequence[Any]:
+def _draw_lines(fig:Any, pairs:np.ndarray, image_shape:Any=None) -> Sequence[Any]:
     "Draw inputs (grey) and reconstructions (black) as lines over the features; return the axes."
     axes = fig.subplots(1, pairs.shape[1], squeeze=False, sharey=True)[0]
     for ax, x, x_reconstructed in zip(axes, *pairs):
@@ -549,7 +548,7 @@ def plot_reconstructions(
     image_shape:'Sequence[int]|None'=None,   # `(height, width[, 3])`; `None`: no images
     max_samples:int=12,                      # Largest number of samples shown
     save_path:'str|Path|None'=None,          # File to which the figure is also written
-) -> Figure:
+) -> Any:   # Matplotlib figure
     """Plot samples and their reconstructions on one scale, as images or as lines, with the error
     and the L0 of each."""
     max_samples = check_int('max_samples', max_samples)

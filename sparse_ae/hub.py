@@ -260,6 +260,12 @@ def _result_rows(results:Mapping) -> Iterator[tuple[str, str, str]]:
         yield (metric.label if metric else name, f'{value:.4g}', metric.unit if metric else '')
 
 # %% ../nbs/20_hub.ipynb #hub00020
+def _library_address() -> str:
+    "Return the address of the library's repository, as in `settings.ini`."
+    from sparse_ae._modidx import d
+    settings:Any = d['settings']
+    return settings['git_url']
+
 def model_card(
     model:nn.Module,                 # Model of this library
     results:'Mapping|None'=None,     # Results of `evaluate_sparse_autoencoder`
@@ -276,7 +282,7 @@ def model_card(
     config['parameters'] = f'{sum(p.numel() for p in model.parameters()):,}'
     title = f"{repo_id or name}{f', {subfolder}' if subfolder else ''}"
     parts = [_front_matter(metadata or {}), f'\n# {title}\n\nA sparse autoencoder of '
-             '[sparse_ae](https://github.com/sparse-ae/sparse_ae).\n\n',
+             f'sparse_ae, <{_library_address()}>.\n\n',
              _table(('setting', 'value'), [('class', name), *config.items()])]
     rows = list(_result_rows(results or {}))
     if rows:
@@ -296,8 +302,8 @@ def collection_card(
 ) -> str:
     "Return a card for the root of a repository with models in subfolders."
     return (f"{_front_matter(metadata or {})}\n# {repo_id}\n\nSparse autoencoders of "
-            "[sparse_ae](https://github.com/sparse-ae/sparse_ae), each in a subfolder with a card "
-            "of its own.\n\n## Loading\n\n`pip install 'sparse_ae[hub]'`, then\n\n"
+            f"sparse_ae, <{_library_address()}>, each in a subfolder with a card of its own.\n\n"
+            "## Loading\n\n`pip install 'sparse_ae[hub]'`, then\n\n"
             + _loading_lines(call, repo_id, subfolder))
 
 # %% ../nbs/20_hub.ipynb #hub00024

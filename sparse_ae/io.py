@@ -173,7 +173,7 @@ def _read_model(
     "Return the model in a local folder, in eval mode."
     device, weights = check_device(device), folder/WEIGHTS
     try: file = read_safetensors(weights)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"folder must hold {CONFIG} and {WEIGHTS}, as save_pretrained "
                                 f"writes them; no {WEIGHTS} in {folder}") from None
     embedded = _embedded_config(file.metadata, weights)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .data import Rows, open_rows
@@ -201,7 +200,7 @@ def stability(
 def plot_stability(
     found:Stability,                   # Result of `stability`
     save_path:'str|Path|None'=None,    # File to which the figure is also written
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot the distribution of the best cosines, and the share of runs in which latents reappear."
     if not isinstance(found, Stability):
         raise TypeError(f"found must come from stability, got {type(found).__name__}")
@@ -661,7 +660,7 @@ def plot_coactivation(
     groups:'Sequence[Sequence[int]]',  # Groups of latents, such as those of `coactive_groups`
     measure:str='jaccard',             # `'jaccard'` or `'phi'`, equation (7)
     save_path:'str|Path|None'=None,    # File to which the figure is also written
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot the co-activation of the latents in groups as a matrix, group after group."
     if not len(groups): raise ValueError("groups must have at least one group, got none")
     order = np.concatenate([np.asarray(group) for group in groups])
@@ -892,7 +891,7 @@ def plot_manifold_clusters(
     clusters:Sequence[ManifoldCluster],   # Result of `manifold_clusters`
     max_clusters:int=4,                   # Largest number of clusters shown
     save_path:'str|Path|None'=None,       # File to which the figure is also written
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot the planes of the clusters with the highest scores."
     shown = list(clusters)[:check_int('max_clusters', max_clusters)]
     if not shown: raise ValueError("clusters must have at least one cluster, got none")
@@ -958,7 +957,7 @@ def plot_dictionary_map(
     method:str='tsne',                 # `'tsne'` or `'mds'`
     seed:int=0,                        # Random seed
     save_path:'str|Path|None'=None,    # File to which the figure is also written
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot the atoms of a model as points, near each other if their directions are alike."
     xy = dictionary_coordinates(finite_dictionary(check_autoencoder(model)), method, seed)
     color = np.zeros(len(xy)) if color is None else np.asarray(color)

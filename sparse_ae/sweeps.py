@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .callbacks import Callback, StopTraining, progress_bar
@@ -98,7 +97,7 @@ def _steps(self:TrainerGroup, side:str) -> Iterator[list]:
         yield [step[id(getattr(t, side))] for t in self.members]
 
 @patch
-def train_steps(self:TrainerGroup) -> Iterator[list[tuple[list[Tensor], float]]]:
+def train_steps(self:TrainerGroup) -> Iterator[list[tuple[Sequence[Tensor], float]]]:
     "Yield the steps of an epoch, each as the members' batches with their share of the rows."
     if self.active != self.members:
         if self.engine: self.engine.close()
@@ -111,7 +110,7 @@ def train_steps(self:TrainerGroup) -> Iterator[list[tuple[list[Tensor], float]]]
     for step in self._steps('train'):
         for t, batches in zip(self.members, step): t.batches = batches
         rows = sum(map(len, step[0]))
-        yield [(list(batches), len(batches[0]) / rows) for batches in zip(*step)]
+        yield [(batches, len(batches[0]) / rows) for batches in zip(*step)]
 
 # %% ../nbs/10_sweeps.ipynb #group003
 @patch
@@ -327,7 +326,7 @@ def plot_sweep(
     runs:Sweep,                        # Runs of a sweep
     by:'str|None'=None,                # Setting whose values get different markers
     save_path:'str|Path|None'=None,    # Also write the figure here
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot explained variance against L0, a point for each run."
     if not isinstance(runs, Sweep):
         raise TypeError(f"runs must come from sweep, got {type(runs).__name__}")

@@ -83,7 +83,7 @@ MISTAKES = {
     'good.npy --device cuda:99': "device 'cuda:99' does not exist here",
     'nan.npy': 'has 1 of ', 'empty.npy': 'data must not be empty',
     'vector.npy': 'data must have shape (n, features), got (9,)',
-    'words.npy': 'data must hold real numbers', 'broken.npy': 'broken.npy: ',
+    'words.npy': 'data must hold real numbers', 'broken.npy': 'broken.npy is not an .npy file of numbers: ',
     'nothing.npz': 'the file holds no array',
     'good.npy --learning_rate 1e30': 'the loss became NaN or infinite'}
 

@@ -18,7 +18,6 @@ from torch import nn
 from torch.testing import assert_close
 
 import sparse_ae
-from conftest import ROOT
 from sparse_ae import (BatchTopK, Gated, HardThreshold, JumpReLU, MatchingPursuit, SoftThreshold,
                        SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, Unrolled,
                        train_sparse_autoencoder_with_early_stopping as fit)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -279,7 +280,8 @@ def test_paths_take_precedence(call, hub, repo, tmp_path, monkeypatch):
         assert_loaded(run(load, [name], {}), local)
         assert_loaded(run(formats.load, [name], {}), local)
     for name in ('./owner/other', tmp_path/'owner'/'other', 'owner/file'):
-        with pytest.raises(FileNotFoundError, match='no config.json in'): run(load, [name], {})
+        with pytest.raises(FileNotFoundError, match='no model.safetensors in'):
+            run(load, [name], {})
     with pytest.raises(ValueError, match=f"revision must be None for the path '{repo}'"):
         run(load, [repo], dict(revision='v1'))
     assert_loaded(run(load, ['owner'], dict(subfolder=repo.split('/')[1])), local)
@@ -375,7 +377,7 @@ def test_damaged_configuration(call, hub, repo):
     hub.add(repo, model_files() | {CONFIG: b'{"model_class": '})
     with pytest.raises(ValueError, match='not JSON'): call(load, repo)
     hub.repos[repo].commit('main', {CONFIG: model_files(activation='sigmoid')[CONFIG]})
-    with pytest.raises(ValueError, match='different saves'): call(load, repo)
+    assert_loaded(call(load, repo), new_model())   # the weights have a configuration of their own
 
 
 # cards
@@ -435,7 +437,7 @@ def test_formats_from_the_hub(call, hub, repo, tmp_path):
                   for path in (tmp_path/folder).iterdir()}
         files[f'{folder}/sparsity.safetensors'] = save({'sparsity': torch.zeros(12)})
     hub.add(repo, files)
-    for folder, model in models.items():
+    for folder in models:
         hub.log.clear()
         expected = run(formats.load, [tmp_path/folder], {})
         loaded = call(formats.load, repo, subfolder=folder)
@@ -525,7 +527,7 @@ def test_a_process_that_is_killed_in_a_download(call, environment, hub, repo, tm
             hub.hooks.clear()
             os.kill(pid, signal.SIGKILL)
     hub.hooks.append(kill)
-    with pytest.raises(Exception): process(load, repo, cache_dir=tmp_path)
+    with pytest.raises(BrokenProcessPool): process(load, repo, cache_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match=repo):
         call(load, repo, cache_dir=tmp_path, local_files_only=True)
     assert_loaded(call(load, repo, cache_dir=tmp_path), new_model())

@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import sklearn.utils.validation
 import torch
-from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score

@@ -29,7 +29,7 @@ def hostile_explorer(texts):
     tokens = [texts*3]
     return FeatureExplorer(
         Identity(n), torch.eye(n).repeat(3, 1), tokens=tokens, output_weights=torch.eye(n),
-        output_names=texts, scores={text: texts for text in texts[:20]} | {'score': np.arange(n)},
+        output_names=texts, scores=dict.fromkeys(texts[:20], texts) | {'score': np.arange(n)},
         coordinates=np.random.default_rng(0).random((n, 2))).wait()
 
 

@@ -46,8 +46,8 @@ ALL = {'a traceback': r'Traceback \(most', 'a directive': r'^\s*#\|',
            ROOT.parent, Path.home(), tempfile.gettempdir()) if p != Path('/'))}
 
 # attributes whose address a page loads by itself; a link is followed only when it is clicked
-LOADED = {'link': 'href', 'use': 'href', 'image': 'href', 'object': 'data', **{
-    tag: 'src' for tag in 'script img iframe embed source video audio track input'.split()}}
+LOADED = {'link': 'href', 'use': 'href', 'image': 'href', 'object': 'data', **dict.fromkeys(
+    'script img iframe embed source video audio track input'.split(), 'src')}
 NOT_LOADED = {'canonical', 'alternate', 'next', 'prev', 'license', 'author', 'help'}   # of links
 
 
@@ -176,7 +176,9 @@ def check_names(site:Path) -> list[str]:
         if cell.cell_type == 'code' and not re.search(r'^#\| *(export|hide)', cell.source, re.M))
     found = []
     for name, thing in public_names().items():
-        if callable(thing) and name not in entries: found.append(f'{name}: no entry'); continue
+        if callable(thing) and name not in entries:
+            found.append(f'{name}: no entry')
+            continue
         if not re.search(rf'\b{name}\b', examples): found.append(f'{name}: no example')
         entry = entries.get(name, '')   # constants have none
         for parameter in documented(thing):

@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 # %% ../../nbs/lab/00_display.ipynb #f31f20a9
 def figure_png(
-    fig:Figure,     # Any matplotlib figure; it is closed
+    fig:Any,        # Any matplotlib figure; it is closed
     dpi:int=80,     # Dots per inch
 ) -> bytes:         # PNG file
     "Render the figure as a PNG file."
@@ -206,7 +205,7 @@ def image_widget(
 
 # %% ../../nbs/lab/00_display.ipynb #6955d172
 def figure_controls(
-    plot:Callable[..., Figure],  # Function that draws one figure from keyword arguments
+    plot:Callable[..., Any],     # Function that draws one figure from keyword arguments
     **controls,                  # Widget, or abbreviation as in `interact`, for each argument
 ) -> Any:                        # `ipywidgets.VBox` of the controls, the image and an error output
     "Create controls above the figure that `plot` draws from their values."
@@ -223,7 +222,7 @@ def figure_controls(
     return closes_parts(box)
 
 def interact_figure(
-    plot:Callable[..., Figure],  # Function that draws one figure from keyword arguments
+    plot:Callable[..., Any],     # Function that draws one figure from keyword arguments
     **controls,                  # Widget, or abbreviation as in `interact`, for each argument
 ) -> None:
     "Display `figure_controls` together with a static picture of the current figure."
@@ -313,6 +312,7 @@ class LiveCurves:
     def _panel(self, title:str, scale:str, xlabel:str) -> Any:
         "Create axes in a separate figure, so that they can be drawn without the others."
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
         from matplotlib.ticker import LogFormatter
         figure = FigureCanvasAgg(Figure(figsize=(2.75, 2.6), dpi=80)).figure
         ax = figure.add_axes((0.21, 0.19, 0.72, 0.7), xlabel=xlabel, yscale=scale, xlim=(0, 10))

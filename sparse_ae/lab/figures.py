@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..activations import eval_mode
@@ -116,7 +115,7 @@ def _draw_atom(self:FeatureExplorer, ax:Any, latent:int) -> None:
 def latent_figure(
     self:FeatureExplorer,
     latent:int,      # Index of the latent
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot atom, activations, samples and neighbours of a latent."
     view = self.describe(latent)
     sheets = self._sheets(view)
@@ -183,7 +182,7 @@ def steering_figure(
     latent:int,         # Index of the latent
     sample:int,         # Row index of the data
     scale:float=0.,     # Factor of its activation
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot a sample, its reconstruction, the same with the latent scaled, and their difference."
     result, fig = self.steer(latent, sample, scale), new_figure(10, 2.3)
     mse = lambda y: (y - result.x).square().mean().item()

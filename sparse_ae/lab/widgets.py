@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 _all_ = ['TrainingDashboard', 'FeatureExplorer', 'figure_controls', 'figure_png', 'interact_figure']
 
 from ..eval_viz import new_figure, plain_text, plot_dictionary
@@ -88,7 +87,7 @@ def _playground_figure(
     penalty:str,        # Name in `PENALTIES`
     target:float,       # Target rate, for a penalty that has one
     code:list,          # Activations of at least two latents
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot the penalty along the first latent, its level sets, and the code with its next step."
     fig = new_figure(11, 3)
     for ax, plot in zip(fig.subplots(1, 3), (_plot_slope, _plot_levels, _plot_step)):
@@ -160,7 +159,7 @@ def _run_styles(runs:dict[str, dict]) -> list[tuple[str, dict, dict]]:
 
 def _comparison_figure(
     runs:dict[str, dict],    # `history` and `results` by name of the run
-) -> Figure:
+) -> Any:   # Matplotlib figure
     "Plot explained variance against L0, and the validation curves."
     fig, l0 = new_figure(11, 3.2), METRICS['l0']
     plane, error, active = fig.subplots(1, 3)

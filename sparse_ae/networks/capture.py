@@ -207,13 +207,12 @@ def capture(
     if the disk is full. What is written by then can be resumed."""
     check_inputs(inputs)
     names = [modules] if isinstance(modules, str) else list(modules)
-    source = RowSource(model, names, io, keep, exclude_ids, channels, stop_early,
-                       forward)
+    source = RowSource(model, names, io, keep, exclude_ids, channels, stop_early, forward)
     max_rows = None if max_rows is None else check_int('max_rows', max_rows)
+    keep_name = None if keep is None else getattr(keep, '__qualname__', type(keep).__qualname__)
     settings = dict(model=type(model).__name__, io=io, channels=channels, max_rows=max_rows,
                     exclude_ids=source.exclude_ids,
-                    keep=None if keep is None else
-                    getattr(keep, '__qualname__', type(keep).__qualname__))
+                    keep=keep_name)
     out_dir = as_path('out_dir', out_dir)
     folders = {name: out_dir if isinstance(modules, str) else out_dir/(name or 'model')
                for name in names}

@@ -46,7 +46,7 @@ def driver(tmp_path_factory):
 
 
 @contextmanager
-def running(command, home, path, headers={}):
+def running(command, home, path, headers=None):
     "Start a server, and yield its address when `path` responds; it writes only into `home`."
     home.mkdir(exist_ok=True)
     with socket.socket() as s:
@@ -63,7 +63,9 @@ def running(command, home, path, headers={}):
     try:
         end = time.monotonic() + START_SECONDS
         while True:
-            try: urlopen(Request(address + path, headers=headers)).close(); break
+            try:
+                urlopen(Request(address + path, headers=headers or {})).close()
+                break
             except URLError:
                 if server.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(f'{command[0]} did not start:\n{log.read_text()}') from None

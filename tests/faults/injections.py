@@ -190,7 +190,7 @@ def check_injection(name, n, action, reference):
     weights, _, expected, final = reference
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        trainer, lines, error, wrong = inject(name, n, action, weights, folder)
+        _, lines, error, wrong = inject(name, n, action, weights, folder)
         if not hasattr(lines, 'where'): return 'not reached', True, ['not reached']
         expected_error = Injected if action == 'error' else Exception
         if isinstance(error, expected_error) != (action == 'error'): wrong.append(f'{error!r}')

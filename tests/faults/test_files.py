@@ -15,7 +15,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import sparse_ae
 from mutations import campaign
@@ -236,7 +235,7 @@ def save_models(folder):
 
 
 def test_readers_never_see_a_mixture_of_two_models(tmp_path):
-    seen, until, loads = set(), time.monotonic() + 2, 0
+    seen, until = set(), time.monotonic() + 2
     with (forked(save_models(tmp_path)) as one, forked(save_models(tmp_path)) as other,
           warnings.catch_warnings()):
         assert one.line() == other.line() == 'saved'

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from sparse_ae import (AnnealedPNorm, HoyerTarget, SparseAutoencoder, TiedWeightSparseAutoencoder,
                        TrainingDiverged, evaluate_sparse_autoencoder, match_dictionaries)
 from sparse_ae.activations import CODE_ACTIVATIONS, ENCODERS
-from sparse_ae.losses import PENALTIES, get_penalty, lifetime_sparseness
+from sparse_ae.losses import PENALTIES
 from sparse_ae.measures import best_matches
 from sparse_ae.models import DECODER_NORMS
 from sparse_ae.scaling import SCALINGS

@@ -3,7 +3,6 @@ import json
 import os
 
 os.environ['HF_HUB_OFFLINE'] = '1'
-import torch
 from peer import K, LATENTS, WIDTH, main, randomize
 from sae_lens import (SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, GatedSAE,
                       GatedSAEConfig, JumpReLUSAE, JumpReLUSAEConfig, MatryoshkaBatchTopKTrainingSAE,
