@@ -263,8 +263,7 @@ def _result_rows(results:Mapping) -> Iterator[tuple[str, str, str]]:
 def _library_address() -> str:
     "Return the address of the library's repository, as in `settings.ini`."
     from sparse_ae._modidx import d
-    settings:Any = d['settings']
-    return settings['git_url']
+    return d['settings']['git_url']
 
 def model_card(
     model:nn.Module,                 # Model of this library

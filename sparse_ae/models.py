@@ -633,7 +633,7 @@ class AdaptedAutoencoder:
 
     def __init__(self, module:nn.Module):
         self.module, self.has_layers = module, has_encode_layers(module)
-        activation = getattr(module, 'activation', None)
+        activation:Any = getattr(module, 'activation', None)
         known = isinstance(activation, CodeActivation)
         if known and isinstance(module, BaseSparseAutoencoder) and not is_native(module):
             known = self.has_layers      # otherwise the code need not come from the activation

@@ -85,9 +85,10 @@ def batch_losses(
 # %% ../nbs/02_training.ipynb #b03c4e18
 class Meter:
     "Sample-weighted means of the losses of a pass, and counts of active latents."
+    active:Any = None   # number of samples in which each latent is active
     pooled = None   # `PooledPenalty`, if the penalty of the pass is no mean over batches
 
-    def __init__(self): self.n, self.sums, self.active, self.finite = 0, {}, None, True
+    def __init__(self): self.n, self.sums, self.finite = 0, {}, True
 
     def add(self, losses:Losses) -> bool:
         "Add the losses of a batch; return whether all losses added so far are finite."

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 def check_choice(
     name:str,               # Name of the argument, for the error
     value:Any,              # Value that was passed
-    allowed:Iterable[str],  # Allowed names
-) -> str:                   # `value`
+    allowed:Iterable,       # Allowed names; `None` may be one of them
+) -> Any:                   # `value`
     "Return `value` if it is one of the `allowed` names. Raises `ValueError` otherwise."
     allowed = list(allowed)
     if (value is None or isinstance(value, str)) and value in allowed: return value

@@ -106,7 +106,7 @@ def encode_unrolled(
         steps = _search(model, x, _Weights(cast_cached(W, dtype), b.to(dtype), atoms))
     if not torch.is_grad_enabled():
         return SparseCode(F.relu(steps[-1].code.values), steps[-1].code.pattern)
-    residual, carried, last, no_bias = x, 0., None, x.new_zeros(x.shape[1])
+    z, last, residual, carried, no_bias = None, None, x, 0., x.new_zeros(x.shape[1])
     for code, previous in steps:
         if last is not None:
             residual = x - SparseDecode.apply(z, D, no_bias, atoms, last.pattern)

@@ -377,7 +377,7 @@ RUNNING_TASKS:list = []   # tasks whose thread runs; stopped when Python exits
 
 class BackgroundTask:
     "Base of objects that compute in a daemon thread."
-    ended:'threading.Event|None' = None    # event that is set at the end
+    ended:Any = None                       # `threading.Event` that is set at the end
     error:'BaseException|None' = None      # exception of the computation
     stops_on_interrupt = True     # whether an interrupt of `wait` stops the computation
     not_started = 'the task has not been started'   # message of the error in `wait`

@@ -120,7 +120,7 @@ def latent_figure(
     view = self.describe(latent)
     sheets = self._sheets(view)
     fig:Any = new_figure(10, 4.6 if sheets else 2.3)
-    left, right = fig.subfigures(1, 2, width_ratios=(1, 2.2)) if sheets else (fig, None)
+    left, right = fig.subfigures(1, 2, width_ratios=(1, 2.2)) if sheets else (fig, fig)
     atom, histogram = left.subplots(*((2, 1) if sheets else (1, 2)))
     self._draw_atom(atom, latent)
     self._draw_histogram(histogram, view)

@@ -37,7 +37,7 @@ class LatentStatistics:
     ):
         self.latent_dim, self.k = check_int('latent_dim', latent_dim), check_int('k', k)
         self.n = 0
-        self.edges:'Tensor|None' = None    # limits of the bins
+        self.edges:Any = None    # limits of the bins, a tensor
         self.token_ids, self.token_counts = token_ids, None
         if token_ids is not None: self.token_counts = TokenCounts()
         self.generator = torch.Generator().manual_seed(check_seed(seed))
