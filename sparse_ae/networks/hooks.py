@@ -119,7 +119,8 @@ def replace_first_tensor(
 ) -> Any:           # A new structure of the same type
     "Return `value` with its first floating-point tensor replaced. Raises as `first_tensor` does."
     first_tensor(value)
-    return _replaced(value, () if isinstance(value, Tensor) else _path_to_tensor(value) or (), tensor)
+    path = () if isinstance(value, Tensor) else _path_to_tensor(value) or ()
+    return _replaced(value, path, tensor)
 
 # %% ../../nbs/networks/00_hooks.ipynb #hooks021
 def to_rows(
