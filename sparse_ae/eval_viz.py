@@ -62,10 +62,10 @@ METRICS.update(
 # %% ../nbs/03_eval_viz.ipynb #bed9b7be
 class _SquaredDeviation:
     "Squared deviations of each column from its mean, in double precision, batch by batch."
-    mean:Any = 0.   # then shape `(features,)`, as the following
-    sum:Any = 0.
-    squares:Any = 0.
     n = 0
+    mean:Any = 0.      # then a tensor `(features,)`
+    sum:Any = 0.       # as `mean`
+    squares:Any = 0.   # as `mean`
 
     def add(self, x:Tensor) -> None:
         "Add a batch."
@@ -625,7 +625,7 @@ def match_dictionaries(
 # %% ../nbs/03_eval_viz.ipynb #cdf7e41f
 def _encode_and_decode(model:nn.Module, x:Any) -> tuple[Tensor, Tensor]:
     "Return codes and reconstructions of samples, in the model's dtype and on its device."
-    x = torch.cat([*Batches('x', x, model)])
+    x = torch.cat(list(Batches('x', x, model)))
     with eval_mode(model, no_grad=True):
         z = encode_batch(model, x).z
         if z.ndim != 2 or x.ndim != 2:
