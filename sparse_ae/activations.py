@@ -115,7 +115,7 @@ class _Threshold(CodeActivation):
         return pre.abs(), pre.sign()
 
     @property
-    def theta(self) -> 'Tensor|float':
+    def theta(self) -> Any:   # `Tensor|float`
         "Threshold: a number, or one number per latent."
         if not self.learned: return self.threshold
         return self.log_threshold.exp() if self.log else self.direct_threshold.clamp(min=0)
@@ -383,7 +383,7 @@ class Gated(CodeActivation):
     def penalty_input(self, pre, z): return F.relu(pre)
 
     @torch.no_grad()
-    def rescale(self, factor): self.magnitude_bias *= factor
+    def rescale(self, factor): self.magnitude_bias.mul_(factor)
 
 # %% ../nbs/05_activations.ipynb #8f9efb0c
 CODE_ACTIVATIONS = {cls.name: cls for cls in (ReLU, Sigmoid, Identity, SoftThreshold, HardThreshold,
@@ -410,7 +410,7 @@ class CodeEncoder(Configurable):
 
     def rescale(
         self,
-        factor:float,     # Factor of inputs and codes
+        factor:'float|Tensor',    # Factor of inputs and codes
     ) -> None:
         "Multiply the options that are in the unit of the inputs."
 

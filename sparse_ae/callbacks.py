@@ -206,7 +206,7 @@ class EarlyStopping(StatefulCallback):
         self.patience = check_int('patience', patience)
         self.monitor = monitor
         self.min_delta = check_not_negative('min_delta', min_delta)
-        self.best_weights = None
+        self.best_weights:'dict[str, Tensor]|None' = None
         self.restart()
 
     def check(self, trainer):
@@ -275,7 +275,9 @@ class AveragedWeights(StatefulCallback):
     ):
         self.decay = None if decay is None else check_fraction('decay', decay)
         self.start = check_number('start', start, '0 or more and below 1', lambda v: 0 <= v < 1)
-        self.average, self.num_steps, self.weights = None, 0, None
+        self.average:'dict[str, Tensor]|None' = None
+        self.weights:'dict[str, Tensor]|None' = None    # those of training, within a validation
+        self.num_steps = 0
 
     def after_step(self, trainer):
         if trainer.progress < self.start * trainer.num_epochs: return
@@ -404,7 +406,8 @@ class LogFile(Callback):
         self,
         path:'str|Path',    # File ending in `.csv` or `.jsonl`; an existing file is replaced
     ):
-        self.path, self.file = as_path('path', path), None
+        self.path = as_path('path', path)
+        self.file:Any = None
         check_choice("the path's ending", self.path.suffix, ('.csv', '.jsonl'))
 
     def before_fit(self, trainer):  # the history of a resumed run holds its earlier epochs

@@ -277,6 +277,7 @@ def _find_csv_error(lines:dict[int, str], first_column:int) -> 'str|None':
                 names = ', or all columns a name' if number == 1 else ''
                 return (f'line {number}, column {column} must be a number (between commas)'
                         f'{names}, got {cell!r}')
+    return None
 
 # %% ../nbs/12_cli.ipynb #csvhead2
 def _unnamed(names:list[str]) -> int:

@@ -99,7 +99,7 @@ def image_patches(
 # %% ../nbs/04_data.ipynb #d4b65116
 _GROUP_SIZE = 8   # features that share a Gaussian factor
 
-def _random_functions(seed:int) -> tuple[Callable, Callable]:
+def _random_functions(seed:int) -> tuple[Callable, ...]:
     "Return `torch.rand` and `torch.randn` in single precision, with a generator seeded by `seed`."
     generator = torch.Generator().manual_seed(check_seed(seed))
     return tuple(partial(function, generator=generator, dtype=torch.float32, device='cpu')
@@ -187,7 +187,7 @@ def sparse_dictionary(
     n_features, input_dim = check_int('n_features', n_features), check_int('input_dim', input_dim)
     l0, noise = check_positive('l0', l0), check_not_negative('noise', noise)
     check_choice('rates', rates, ('zipf', 'flat'))
-    fraction = dict(allowed='0 or more and below 1', inside=lambda v: 0 <= v < 1)
+    fraction:dict[str, Any] = dict(allowed='0 or more and below 1', inside=lambda v: 0 <= v < 1)
     correlation = check_number('correlation', correlation, **fraction)
     hierarchy = check_number('hierarchy', hierarchy, **fraction)
     _, normal = _random_functions(seed)
@@ -268,13 +268,14 @@ class _DatasetRows(Rows):
                             "without __len__")
         if not len(dataset):
             raise ValueError(f"{name} must not be empty, got a Dataset without samples")
-        self.name, self.dataset, self.shape = name, dataset, (len(dataset),)
+        self.name, self.dataset = name, dataset
+        self.shape:tuple[int, ...] = (len(dataset),)
         self.shape += tuple(self[torch.tensor([0], device='cpu')].shape[1:])
 
     def __getitem__(self, indices:'Tensor|slice') -> Tensor:
         "Read rows, together if the `Dataset` has `__getitems__`, as a `DataLoader` does."
-        is_slice = isinstance(indices, slice)
-        numbers = list(range(len(self))[indices]) if is_slice else indices.tolist()
+        if isinstance(indices, slice): numbers = list(range(len(self))[indices])
+        else: numbers = indices.tolist()
         fetch = getattr(self.dataset, '__getitems__', None)
         samples = fetch(numbers) if fetch else [self.dataset[number] for number in numbers]
         rows = [s[0] if isinstance(s, (tuple, list)) else s for s in samples]
@@ -329,7 +330,7 @@ def open_data(
     name:str,       # Name of the argument, for the error
     data:Any,       # Data for `open_rows`, or an iterable of batches
     by_index:bool=False,  # Whether iterables are refused, because rows must be read by index
-) -> 'Rows|Iterable':     # Rows that are read by index, or the iterable
+) -> Any:                 # `Rows` that are read by index, or the iterable
     """Return `data` as rows; an iterable of batches is returned as it is.
 
     Raises `TypeError` for other data, `ValueError` for data without rows."""
@@ -392,7 +393,8 @@ def _rows_of_list(name:str, parts:list) -> 'Rows|None':
     return _JoinedRows(sources)
 
 # %% ../nbs/04_data.ipynb #rowfold2
-ROW_FOLDERS = {}   # name of the file that marks a folder of rows -> function that opens the folder
+# name of the file that marks a folder of rows -> function that opens the folder
+ROW_FOLDERS:dict[str, Callable] = {}
 
 def open_folder(
     name:str,             # Name of the argument, for the error
@@ -459,8 +461,8 @@ class SideBySideRows(Rows):
         if len({hasattr(rows, 'split') for rows in self.sources}) > 1:
             raise ValueError("rows side by side must all have a method split, or none of them, to "
                              "be split at the same samples")
-        parts = zip(*(train_val_split(rows, val_fraction, seed) for rows in self.sources))
-        return tuple(side_by_side(*part) for part in parts)
+        train, val = zip(*(train_val_split(rows, val_fraction, seed) for rows in self.sources))
+        return side_by_side(*train), side_by_side(*val)
 
 def side_by_side(
     *data:Any,      # Data for `open_rows`, each with one row for each sample
@@ -473,6 +475,9 @@ class Batches:
     """Batches of `data` as tensors `(batch, ...)`, in the dtype and on the device of `model`.
 
     Iterating gives the batches of one pass; `epoch` gives the steps of one epoch."""
+    __iter__:Callable[..., Iterator[Tensor]]   # in cells below
+    __len__:Callable[..., int]
+
     def __init__(
         self,
         name:str,              # Name of the argument, for errors
@@ -493,7 +498,8 @@ class Batches:
         self.batch_size, self.accumulate = (check_int('batch_size', batch_size),
                                             check_int('accumulate', accumulate))
         self.steps = None if steps is None else check_int('steps_per_epoch', steps)
-        self.shuffle, self.scaling = shuffle, None    # `Scaling` of the batches
+        self.shuffle = shuffle
+        self.scaling:Any = None      # `Scaling` of the batches
         width = getattr(model, 'input_dim', None)
         self.features = features if width is None else (width,)
         self.shape_source = (", as the data before" if width is None else
@@ -501,9 +507,12 @@ class Batches:
         self.generator = (None if seed is None else
                           torch.Generator().manual_seed(check_seed(seed)))
         self.pass_generator = torch.Generator()          # seeded at the start of each pass
-        self.pass_seed = self.current_pass = None        # of the pass in progress
+        self.pass_seed:'int|None' = None                 # of the pass in progress
+        self.current_pass:'Iterator|None' = None         # its steps
         self.steps_done = self.steps_in_epoch = 0        # in this pass, in this epoch
-        self.exhausted, self.loader, self.rows, self.pairs = False, None, None, None
+        self.exhausted, self.pairs = False, None
+        self.rows:'Rows|None' = None                     # of data that are read by index
+        self.loader:Any = None                           # other data, iterable
         self._set_source(data, targets, buffer_rows)
 
 # %% ../nbs/04_data.ipynb #a99b4c2a
@@ -731,7 +740,7 @@ def _steps_of_pass(self:Batches) -> Iterator[list[Tensor]]:
 @patch
 def _draw_seed(self:Batches) -> int:
     "Draw the number that determines the next pass."
-    return (torch.randint(2**62, (), generator=self.generator, device='cpu').item()
+    return (int(torch.randint(2**62, (), generator=self.generator, device='cpu'))
             if self.shuffle else 0)
 
 @patch
@@ -795,7 +804,8 @@ def __len__(self:Batches) -> int:
     "Number of steps in an epoch. Raises `TypeError` if it is unknown."
     if self.steps is not None: return self.steps
     if self.rows is None: return _ceil_div(len(self.loader), self.accumulate)
-    return sum(_ceil_div(n, self.batch_size * self.accumulate) for n in self._buffer_lengths())
+    lengths = self._buffer_lengths()
+    return sum(_ceil_div(n, self.batch_size * self.accumulate) for n in lengths)
 
 @patch
 def _buffer_lengths(self:Batches) -> list[int]:

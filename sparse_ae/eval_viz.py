@@ -62,7 +62,10 @@ METRICS.update(
 # %% ../nbs/03_eval_viz.ipynb #bed9b7be
 class _SquaredDeviation:
     "Squared deviations of each column from its mean, in double precision, batch by batch."
-    def __init__(self): self.n, self.mean, self.sum, self.squares = 0, 0., 0., 0.
+    n = 0
+    mean:Any = 0.      # then a tensor `(features,)`
+    sum:Any = 0.       # as `mean`
+    squares:Any = 0.   # as `mean`
 
     def add(self, x:Tensor) -> None:
         "Add a batch."
@@ -101,7 +104,7 @@ class _CodeSums:
         "Return the arrays and the metrics of a pass; without errors, those of the codes."
         m = Measurements(self.n, torch.from_numpy(self.active).double(), codes=codes,
                          near_zero=self.near_zero, hoyer=self.hoyer, **measured)
-        arrays = {} if m.errors is None else dict(errors=m.errors)
+        arrays:dict[str, Any] = {} if m.errors is None else dict(errors=m.errors)
         if codes is not None: arrays['latent_codes'] = codes
         arrays |= dict(density=self.active / self.n, mean_activation_per_neuron=self.total / self.n)
         return arrays | {name: metric.value(m) for name, metric in METRICS.items()
@@ -166,7 +169,8 @@ def evaluate_sparse_autoencoder(
         raise ValueError(f"return_codes must be True, False or 'sparse', got {return_codes!r}")
     model = between_steps(check_autoencoder(model))
     if device is not None: model.to(check_device(device))
-    errors, column_error, deviation = bytearray(), 0., _SquaredDeviation()
+    errors, deviation = bytearray(), _SquaredDeviation()
+    column_error:Any = 0.    # then shape `(features,)`
     sums, kept = _CodeSums(), _KEPT[return_codes]()
     if targets is not None: targets = open_rows('targets', targets)
     elif getattr(model, 'is_transcoder', False):
@@ -391,7 +395,7 @@ def _check_codes(codes:'np.ndarray|Tensor', latent_dim:'int|None', name:str='cod
 def dictionary(
     model:nn.Module,                      # Any module with `encode` and `decode`
     codes:'np.ndarray|Tensor|None'=None,  # Codes of some data, `(n, latent_dim)`: for typical codes
-    latents:'Sequence[int]|None'=None,    # Indices of latents; `None`: all
+    latents:'Sequence[int]|Tensor|None'=None,  # Indices of latents; `None`: all
 ) -> Tensor:                              # Atoms, shape `(len(latents), input_dim)`
     """Return the direction in input space in which each latent moves the reconstruction.
 
@@ -416,7 +420,7 @@ def dictionary(
 def finite_dictionary(
     model:nn.Module,                      # Any module with `encode` and `decode`
     codes:'np.ndarray|Tensor|None'=None,  # Codes of some data, as for `dictionary`
-    latents:'Sequence[int]|None'=None,    # Indices of latents; `None`: all
+    latents:'Sequence[int]|Tensor|None'=None,  # Indices of latents; `None`: all
 ) -> Tensor:                              # Atoms, `(len(latents), features)`, single precision, CPU
     "Return the atoms for a figure. Raises `ValueError` if one is NaN or infinite."
     atoms = dictionary(model, codes, latents).flatten(1).cpu().float()
@@ -472,12 +476,13 @@ def _atoms_to_plot(model:nn.Module, codes:Any, max_atoms:int) -> tuple[np.ndarra
 
 def _dictionary_axes(gray:np.ndarray, image_shape:'Sequence[int]|None') -> Any:
     "Draw atoms in [0, 1] as images, or without an image shape as the rows of a matrix."
-    if image_shape is None: sheet, height, aspect = gray, 5, 'auto'
+    if image_shape is None: sheet, height = gray, 5
     else:
         sheet = mosaic(gray.reshape(-1, *check_image_shape(image_shape, gray.shape[1])))
-        height, aspect = 8 * sheet.shape[0] / sheet.shape[1] + 0.4, 'equal'
+        height = 8 * sheet.shape[0] / sheet.shape[1] + 0.4
     ax = new_figure(8, height).subplots()
-    ax.imshow(sheet, cmap='gray', vmin=0, vmax=1, interpolation='nearest', aspect=aspect)
+    ax.imshow(sheet, cmap='gray', vmin=0, vmax=1, interpolation='nearest',
+              aspect='auto' if image_shape is None else 'equal')
     if image_shape is None: ax.set(xlabel='input feature', ylabel='latent')
     else: ax.axis('off')
     return ax
@@ -517,7 +522,7 @@ def _draw_images(fig:Any, pairs:np.ndarray, image_shape:Sequence[int]) -> Sequen
             ax.set(xticks=[], yticks=[])
     return rows[1]
 
-def _draw_lines(fig:Any, pairs:np.ndarray, image_shape:None) -> Sequence[Any]:
+def _draw_lines(fig:Any, pairs:np.ndarray, image_shape:Any=None) -> Sequence[Any]:
     "Draw inputs (grey) and reconstructions (black) as lines over the features; return the axes."
     axes = fig.subplots(1, pairs.shape[1], squeeze=False, sharey=True)[0]
     for ax, x, x_reconstructed in zip(axes, *pairs):
@@ -571,7 +576,7 @@ class DictionaryMatch(NamedTuple):
     recall:'np.ndarray|None'=None     # `(pairs,)`, NaN for a feature that is never active
     shrinkage:'np.ndarray|None'=None  # `(pairs,)`, 0: none; NaN if never active together
 
-def _detection(match:DictionaryMatch, z:Tensor, true:Tensor) -> dict[str, np.ndarray]:
+def _detection(match:DictionaryMatch, z:Tensor, true:Tensor) -> dict[str, Any]:
     "Compute precision, recall and shrinkage of the matched pairs."
     if len(z) != len(true):
         raise ValueError("true_codes must be of the same samples as codes, "

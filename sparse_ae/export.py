@@ -133,7 +133,7 @@ def export_onnx(
     program = export_program(model, part, x)
     inputs, outputs = PARTS[part]
     with _explained(model, part, 'torch.onnx'):
-        converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs,
+        converted:Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs,
                                       output_names=outputs, dynamic_shapes=({0: 'batch'},))
     _check_size(converted)
     converted.model.metadata_props['sparse_ae'] = _metadata(model, part)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -163,7 +163,8 @@ def check_writable(
                       str(folder))
 
 # %% ../nbs/18_files.ipynb #files020
-_held, _acquiring = {}, threading.Lock()   # lock file -> process that holds it
+_held:dict[tuple, int] = {}     # process that holds a lock file
+_acquiring = threading.Lock()
 
 class FolderLock:
     "Exclusive use of a folder, which ends with the process at the latest."
@@ -172,7 +173,8 @@ class FolderLock:
         folder:'str|Path',      # Folder that exists
     ):
         self.folder = as_path('folder', folder)
-        self.path, self.file = self.folder/'.sparse_ae-run.lock', None
+        self.path = self.folder/'.sparse_ae-run.lock'
+        self.file:'int|None' = None     # descriptor of the open file
         self.owner = f'process {os.getpid()} on {platform.node()}, {secrets.token_hex(4)}'.encode()
 
     def acquire(self) -> 'FolderLock':
@@ -281,7 +283,7 @@ class _ArrayHeader(NamedTuple):
         "Length of the array in bytes; exact for any claim."
         return math.prod(self.shape) * self.dtype.itemsize
 
-def _read_array_header(file:BinaryIO, available:int) -> _ArrayHeader:
+def _read_array_header(file:IO[bytes], available:int) -> _ArrayHeader:
     "Read the header of an array that, with its header, has at most `available` bytes."
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0,
@@ -402,7 +404,7 @@ _CHECKSUMS = 'sparse_ae_checksums'   # entry of the metadata
 
 def _bytes_of(tensor:Tensor) -> memoryview:
     "Return the bytes of a tensor."
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 def _checksum(tensor:Tensor) -> str:
     "Return the CRC-32 of dtype, shape and bytes."
@@ -419,10 +421,10 @@ def write_safetensors(
     metadata:'dict[str, str]|None'=None,    # Further entries of the header
 ) -> None:
     "Write a safetensors file with checksums. Raises `OSError` that names the file."
-    metadata, header, end = dict(metadata or {}), {}, 0
+    metadata, end = dict(metadata or {}), 0
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     checksums['__metadata__'] = _metadata_checksum(metadata)
-    header['__metadata__'] = metadata | {_CHECKSUMS: json.dumps(checksums)}
+    header:dict[str, dict] = {'__metadata__': metadata | {_CHECKSUMS: json.dumps(checksums)}}
     # The widest first, so that all are aligned
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in names:

@@ -6,7 +6,7 @@
 __all__ = ['FRAMES', 'FrameKind', 'frame_columns', 'to_frame']
 
 # %% ../nbs/23_frames.ipynb #frames02
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ def _history_columns(x:Mapping) -> dict:
     return dict(epoch=np.arange(n)) | {name: values for name, values in x.items()
                                        if isinstance(values, list) and len(values) == n}
 
-def _table_columns(table:'list[Mapping]') -> dict:
+def _table_columns(table:'Sequence[Mapping]') -> dict:
     "Columns of a list of rows; `None` where a row has no such entry."
     names = dict.fromkeys(name for row in table for name in row)
     return {name: [row.get(name) for row in table] for name in names}

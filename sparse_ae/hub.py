@@ -222,7 +222,7 @@ def local_folder(
 ) -> Path:                           # Folder with the files, if there are any
     "Return a local folder as it is, and the download of a repository."
     if is_repo_id(path):
-        return download(path, files, subfolder=subfolder, revision=revision, **where)
+        return download(str(path), files, subfolder=subfolder, revision=revision, **where)
     folder, prefix = as_path(name, path), repo_prefix(subfolder)
     if revision is None: return folder/prefix if prefix else folder
     raise ValueError(f"revision must be None for the path {str(path)!r}, since only a repository "

@@ -115,7 +115,7 @@ def raise_first(
     if first is None: raise first_of_all
 
 # %% ../nbs/19_interrupts.ipynb #intr0016
-_OWNED = WeakSet()   # open files that this process has locked
+_OWNED:WeakSet = WeakSet()   # open files that this process has locked
 
 def own_file(
     name:str,       # Name of the argument, for the error

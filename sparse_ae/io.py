@@ -62,8 +62,8 @@ def save_files(
     **loading:Any,                        # `call` and `metadata` of `model_card`
 ) -> 'str|None':                          # Address of the commit
     "Write the files of a model and its card into a local folder, and upload them if wanted."
-    where = dict(subfolder=subfolder, revision=revision, private=private, token=token,
-                 commit_message=commit_message)
+    where:dict[str, Any] = dict(subfolder=subfolder, revision=revision, private=private,
+                                token=token, commit_message=commit_message)
     check_upload(push_to_hub, repo_id, **where)
     text = card_text(model, card, push_to_hub, repo_id=repo_id, subfolder=subfolder, **loading)
     folder = as_path('folder', folder)
@@ -245,7 +245,7 @@ def write_state(
 
     Raises `TypeError` for other contents, `OSError` that names the file."""
     from sparse_ae import __version__
-    tensors = {}
+    tensors:dict[str, Tensor] = {}
     contents = json.dumps(_pack(state, tensors))
     about = json.dumps(dict(format=STATE_FORMAT, library=__version__))
     write_safetensors(path, tensors, {'checkpoint': about, 'contents': contents})
@@ -414,7 +414,7 @@ def _add_scaling(trainer:Any, state:dict) -> None:
         if values.get('best'): values['best'] |= own
 
 # %% ../nbs/11_io.ipynb #runstat5
-_KINDS = dict(epoch=int, step=int, stopped_by=(str, type(None)), history=dict)
+_KINDS:dict[str, Any] = dict(epoch=int, step=int, stopped_by=(str, type(None)), history=dict)
 
 def _check_same_run(trainer:Any, state:dict) -> None:
     "Raise `ValueError` if `state` is that of another kind of run."

@@ -243,7 +243,8 @@ class PooledPenalty:
         penalty:Penalty,    # Penalty with `of_rates`
         weight:float,       # Its weight in the loss
     ):
-        self.penalty, self.weight, self.n, self.sums = penalty, weight, 0, 0.
+        self.penalty, self.weight, self.n = penalty, weight, 0
+        self.sums:Any = 0.    # then shape `(latent_dim,)`
 
     def add(self, losses:Any) -> None:
         "Add the code of a batch."

@@ -124,14 +124,15 @@ def dictionary_stability(
     `ValueError` without other dictionaries or without an atom. Source: Gerasimov et al., *Unstable
     features, reproducible subspaces*, 2026."""
     threshold = check_number('threshold', threshold, 'from -1 to 1', lambda v: -1 <= v <= 1)
-    a, others = _unit_atoms('atoms', atoms), [_unit_atoms('others', b) for b in others]
-    if not others: raise ValueError("others must have at least one dictionary, got none")
+    a = _unit_atoms('atoms', atoms)
+    compared = [_unit_atoms('others', b) for b in others]
+    if not compared: raise ValueError("others must have at least one dictionary, got none")
     if not a.any(): raise ValueError("atoms must have an atom that is not zero, got none")
-    matches = [best_matches(a, b) for b in others]
+    matches = [best_matches(a, b) for b in compared]
     cosines = np.stack([match.cosines for match in matches])
     is_atom = a.any(1).numpy()
     same = [int((match.latents == np.arange(len(a)))[is_atom].sum()) for match in matches]
-    chance = [best_matches(_random_directions(b, min(len(a), 1024), seed), b) for b in others]
+    chance = [best_matches(_random_directions(b, min(len(a), 1024), seed), b) for b in compared]
     share = np.where(is_atom, (cosines >= threshold).mean(0), np.nan)
     return Stability(share, cosines, float(cosines[:, is_atom].mean()),
                      float(np.nanmean([match.cosines for match in chance])), np.array(same),
@@ -808,7 +809,9 @@ def planar_clusters(
 
     The planes of pairs, equation (10), are tried with the square of `min_fraction`, and replaced by
     the principal planes of the atoms that are near them."""
-    a, planes, found = _unit_atoms('atoms', atoms), set(), []
+    a = _unit_atoms('atoms', atoms)
+    planes:set[tuple[int, ...]] = set()
+    found:list[tuple[int, ...]] = []
     min_fraction = check_fraction('min_fraction', min_fraction)
     max_gap = check_number('max_gap', max_gap, 'between 0 and 180', lambda v: 0 < v < 180)
     min_size = check_int('min_size', min_size, 3)
@@ -818,8 +821,8 @@ def planar_clusters(
         rough = along**2 + across**2 >= min_fraction**2
         rough = rough[rough.sum(1) >= min_size].unique(dim=0)
         planes.update(_members(a, near, min_fraction, max_gap) for near in rough)
-    planes = [plane for plane in planes if len(plane) >= min_size]
-    for plane in sorted(planes, key=lambda plane: (-len(plane), plane)):
+    large = [plane for plane in planes if len(plane) >= min_size]
+    for plane in sorted(large, key=lambda plane: (-len(plane), plane)):
         if all(2*len({*plane} & {*other}) <= len(plane) for other in found): found.append(plane)
     return [np.array(plane) for plane in found]
 
@@ -964,6 +967,6 @@ def plot_dictionary_map(
     fig = new_figure(5.5, 4.4)
     ax = fig.subplots()
     if color.any() or color.dtype.kind not in 'fiub': _scatter(ax, xy, color, label)
-    else: ax.scatter(*xy.T, s=14, color='0.4')
+    else: ax.scatter(xy[:, 0], xy[:, 1], s=14, color='0.4')
     ax.set(xticks=[], yticks=[], title=f'{len(xy)} atoms, {_METHODS[method]} of cosine distances')
     return save_figure(fig, save_path)

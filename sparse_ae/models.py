@@ -15,7 +15,7 @@ __all__ = ['DECODER_NORMS', 'FAST_FORWARD', 'unit_norm', 'block_norms', 'unit_bl
 import copy
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from itertools import pairwise
@@ -470,7 +470,8 @@ def add_skip(
     return y + change
 
 # %% ../nbs/00_models.ipynb #2900a9d4
-FAST_FORWARD = []   # functions `(model, x) -> reconstruction or None`, used without gradients
+# functions `(model, x) -> reconstruction or None`, used without gradients
+FAST_FORWARD:list[Callable] = []
 
 @patch
 def forward(
@@ -632,7 +633,7 @@ class AdaptedAutoencoder:
 
     def __init__(self, module:nn.Module):
         self.module, self.has_layers = module, has_encode_layers(module)
-        activation = getattr(module, 'activation', None)
+        activation:Any = getattr(module, 'activation', None)
         known = isinstance(activation, CodeActivation)
         if known and isinstance(module, BaseSparseAutoencoder) and not is_native(module):
             known = self.has_layers      # otherwise the code need not come from the activation
@@ -692,8 +693,9 @@ def why_not_native(
     """Return the reason why the code of a model may differ from what the library's own methods
     compute: the reason to use no faster path. `None` if there is no such reason."""
     if not isinstance(model, BaseSparseAutoencoder): return "the model is not of this library"
-    name = type(model).__name__
-    for method in _overridden(type(model)): return f"{name} overrides {method}"
+    cls:type = type(model)
+    name = cls.__name__
+    for method in _overridden(cls): return f"{name} overrides {method}"
     for method in vars(model):
         if hasattr(BaseSparseAutoencoder, method) and callable(getattr(model, method)):
             return f"the model has {method} set"
@@ -857,7 +859,8 @@ class TrainingLock:
             with self.released(): pass
 
 # %% ../nbs/00_models.ipynb #modelth3
-_IN_TRAINING = {}   # lock of the run that trains a parameter, by the address of the parameter
+# lock of the run that trains a parameter, by the address of the parameter
+_IN_TRAINING:dict[int, Any] = {}
 _REGISTRY = Lock()
 
 @contextmanager

@@ -169,7 +169,7 @@ def move_model(
 @patch
 def make_generator(self:TrainingOptions) -> torch.Generator:
     "Make the generator of the random numbers of callbacks and regularisers."
-    seed = torch.randint(2**62, (), device='cpu').item() if self.seed is None else self.seed
+    seed = int(torch.randint(2**62, (), device='cpu')) if self.seed is None else self.seed
     return torch.Generator().manual_seed(seed)
 
 # %% ../nbs/14_options.ipynb #optrate1
@@ -313,7 +313,8 @@ def corrupted(
 ) -> tuple[Tensor, 'Tensor|None']:   # Inputs and targets
     "Corrupt inputs in train mode. Their targets are the clean inputs, unless others are given."
     if self.corrupt is None or not trainer.model.training: return x, target
-    corrupted = check_corrupted(self.corrupt(x, trainer.generator), x)
+    corrupt:Any = self.corrupt    # a function, not the name of one
+    corrupted = check_corrupted(corrupt(x, trainer.generator), x)
     return corrupted, x if target is None else target
 
 # %% ../nbs/14_options.ipynb #optrates1

@@ -124,7 +124,8 @@ class NestedReconstruction(Regularizer):
         "Compute the sum over the prefixes of the mean squared error."
         parts = prefix_reconstructions(model, encoded.z, self.sizes(encoded.z.shape[-1]))
         skipped = partial(model.add_skip, x=x) if hasattr(model, 'add_skip') else lambda y: y
-        return sum(F.mse_loss(skipped(part), encoded.target_of(x)) for part in parts)
+        total:Any = sum(F.mse_loss(skipped(part), encoded.target_of(x)) for part in parts)
+        return total
 
 # %% ../nbs/08_regularizers.ipynb #a19af09b
 def frozen_decode(

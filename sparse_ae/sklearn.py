@@ -33,6 +33,9 @@ from .validation import (as_tensor_rows, check_bool, check_choice, check_device,
 
 # %% ../nbs/21_sklearn.ipynb #sk_00005
 _base = require('sklearn.base', 'sklearn')
+_Names:Any = _base.ClassNamePrefixFeaturesOutMixin
+_Transformer:Any = _base.TransformerMixin
+_Estimator:Any = _base.BaseEstimator
 _validation = require('sklearn.utils.validation', 'sklearn')
 _check_random_state = require('sklearn.utils', 'sklearn').check_random_state
 
@@ -63,8 +66,7 @@ def _takes_options(
 def _is_auto(value:Any) -> bool: return isinstance(value, str) and value == 'auto'
 
 # %% ../nbs/21_sklearn.ipynb #sk_00021
-class SparseAutoencoderTransformer(
-        _base.ClassNamePrefixFeaturesOutMixin, _base.TransformerMixin, _base.BaseEstimator):
+class SparseAutoencoderTransformer(_Names, _Transformer, _Estimator):
     """Sparse autoencoder as a scikit-learn transformer. Sample weights are not supported.
 
     All other arguments of models and of training are parameters as well, by keyword, with the
@@ -364,7 +366,7 @@ def _on_cpu(value:Any) -> Any:
 @patch
 def __getstate__(self:SparseAutoencoderTransformer) -> dict:
     "Return the attributes, with the model on the CPU."
-    state = dict(super(SparseAutoencoderTransformer, self).__getstate__())
+    state = super(SparseAutoencoderTransformer, self).__getstate__().copy()
     if 'model_' in state and self.model_.device.type != 'cpu':
         state['model_'] = copy.deepcopy(self.model_).cpu()
         state['_training_state'] = _on_cpu(self._training_state)

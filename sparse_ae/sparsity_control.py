@@ -119,10 +119,10 @@ class SparsityTarget(StatefulCallback):
         self.l0, self.level, self.tolerance = l0, level, tolerance
         self.gain, self.memory = gain, memory
         self.measure = L0_MEASURE if level is None else LEVEL_MEASURE
-        self.running_activity = None            # running mean over the training batches
+        self.running_activity:'float|None' = None   # running mean over the training batches
         self.val_train_ratio = 1.               # activity on the validation data over that
         self.val_sum, self.val_samples = 0., 0  # of the validation pass so far
-        self.val_history = []                   # quantity in each validation pass
+        self.val_history:list[float] = []       # quantity in each validation pass
 
     @property
     def target(self) -> float:
@@ -214,7 +214,8 @@ class DeadLatents(StatefulCallback):
         window:'int|None'=None,    # Samples; `None`: an epoch, at least 1,024, at most 65,536
     ):
         self.window = None if window is None else check_int('window', window)
-        self.num_samples, self.active_counts = 0, None
+        self.num_samples = 0
+        self.active_counts:'Tensor|None' = None
 
     def before_fit(self, trainer):
         if self.window is None:
@@ -473,7 +474,7 @@ class AuxiliaryLoss(DeadLatents, Regularizer):
         super().__init__(window)
         self.weight = check_not_negative('weight', weight)
         self.k = None if k is None else check_int('k', k)
-        self.dead_mask = None      # shape `(latent_dim,)`, from the latest window
+        self.dead_mask:'Tensor|None' = None   # shape `(latent_dim,)`, from the latest window
 
     def before_fit(self, trainer):
         super().before_fit(trainer)
@@ -498,7 +499,7 @@ class AuxiliaryLoss(DeadLatents, Regularizer):
 REVIVERS = {'resample': Resample, 'auxiliary': AuxiliaryLoss}
 
 def reviver(
-    revive:'str|DeadLatents|None',   # `'auto'`, a name in `REVIVERS`, a callback, or `None`
+    revive:'str|Callback|None',   # `'auto'`, a name in `REVIVERS`, a callback, or `None`
     model:nn.Module,                 # Model to be trained
 ) -> 'DeadLatents|None':             # A new callback, if any
     "Return the callback that revives latents. Raises `ValueError` if it cannot change the model."

@@ -29,7 +29,8 @@ from .training import Losses, Meter, Trainer, fit
 from .validation import as_path, check_choice, check_seed, require
 
 # %% ../nbs/10_sweeps.ipynb #group001
-GROUP_ENGINES = {}   # Engines for groups by name, with `why_not(trainer)` and `key(trainer)`
+# Engines for groups by name, with `why_not(trainer)` and `key(trainer)`
+GROUP_ENGINES:dict[str, Any] = {}
 
 class TrainerGroup:
     "Several trainers whose steps are taken together; for the loop, one run."
@@ -41,8 +42,9 @@ class TrainerGroup:
         engine_class:type,             # Engine of their steps
     ):
         self.trainers, self.engine_class = list(trainers), engine_class
-        self.members, self.engine = [], None   # trainers whose steps the engine computes
-        self.active = []                       # those that have not ended within this epoch
+        self.members:list[Trainer] = []        # trainers whose steps the engine computes
+        self.engine:Any = None
+        self.active:list[Trainer] = []         # those that have not ended within this epoch
 
     @property
     def stopped_by(self) -> 'str|None':
@@ -95,7 +97,7 @@ def _steps(self:TrainerGroup, side:str) -> Iterator[list]:
         yield [step[id(getattr(t, side))] for t in self.members]
 
 @patch
-def train_steps(self:TrainerGroup) -> Iterator[list[tuple[list[Tensor], float]]]:
+def train_steps(self:TrainerGroup) -> Iterator[list[tuple[Sequence[Tensor], float]]]:
     "Yield the steps of an epoch, each as the members' batches with their share of the rows."
     if self.active != self.members:
         if self.engine: self.engine.close()
@@ -154,7 +156,8 @@ def runs_together(
     trainers:Sequence[Trainer],    # All runs
 ) -> tuple[list[tuple[list[int], 'type|None']], dict[int, str]]:
     "Sort runs into groups with their engine (`None`: a run by itself), and say why by itself."
-    groups, reasons = {}, {}
+    groups:dict[tuple, list[int]] = {}
+    reasons = {}
     for number, t in enumerate(trainers):
         engine = next((cls for cls in GROUP_ENGINES.values() if not cls.why_not(t)), None)
         key = (engine, engine.key(t)) if engine else (None, number)
@@ -169,7 +172,7 @@ def runs_together(
 
 def _share_batches(trainers:Sequence[Trainer]) -> None:
     "Let trainers with the same seed share the training data, and all the validation data."
-    by_seed = {}
+    by_seed:dict[Any, Any] = {}
     for t in trainers:
         t.train, t.val = by_seed.setdefault(t.options.seed, t.train), trainers[0].val
 

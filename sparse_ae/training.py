@@ -48,8 +48,8 @@ class Losses(NamedTuple):
 
     def detach(self) -> 'Losses':
         "Return the same values, detached from the autograd graph."
-        return Losses(*(term.detach() for term in self[:6]),
-                      {name: term.detach() for name, term in self.terms.items()})
+        return Losses._make([*(term.detach() for term in self[:6]),
+                             {name: term.detach() for name, term in self.terms.items()}])
 
 # %% ../nbs/02_training.ipynb #53b3682f
 def batch_losses(
@@ -73,7 +73,7 @@ def batch_losses(
     recon = error(x_reconstructed, encoded.target_of(x))
     module = getattr(model, 'module', model)   # a user-defined one, without its adapter
     terms = {r.name: r(module, x, encoded, generator) for r in regularizers}
-    weighted = {True: [], False: []}   # by whether the reported loss contains it
+    weighted:dict[bool, list] = {True: [], False: []}   # by whether the reported loss contains it
     for r in regularizers: weighted[getattr(r, 'reported', True)].append(r.weight*terms[r.name])
     total = objective = total_loss(recon, sparsity, sparsity_weight, weighted[True])
     if isinstance(penalty_scale, Tensor) or penalty_scale != 1 or weighted[False]:
@@ -85,9 +85,10 @@ def batch_losses(
 # %% ../nbs/02_training.ipynb #b03c4e18
 class Meter:
     "Sample-weighted means of the losses of a pass, and counts of active latents."
+    active:Any = None   # number of samples in which each latent is active
     pooled = None   # `PooledPenalty`, if the penalty of the pass is no mean over batches
 
-    def __init__(self): self.n, self.sums, self.active, self.finite = 0, {}, None, True
+    def __init__(self): self.n, self.sums, self.finite = 0, {}, True
 
     def add(self, losses:Losses) -> bool:
         "Add the losses of a batch; return whether all losses added so far are finite."
@@ -247,7 +248,7 @@ def running(self:Trainer) -> Iterator[None]:
 @patch
 def finish(self:Trainer, error:'BaseException|None'=None) -> None:
     "Complete what a broken-off step or epoch has left, and call `after_fit` of the callbacks."
-    errors = []
+    errors:list[BaseException] = []
     attempt(errors, self.close)
     end_callbacks(self, errors, error or self.error)
 
@@ -277,8 +278,8 @@ def train_steps(self:Trainer) -> Iterator[list[tuple[Tensor, float]]]:
     self.model.train()
     self.meter = self.current_meter = self.meter if self.within_epoch else self.engine.meter()
     for self.batches in self.train.epoch():
-        rows = sum(map(len, self.batches))
-        yield [(x, len(x) / rows) for x in self.batches]
+        lengths = [len(x) for x in self.batches]
+        yield [(x, n / sum(lengths)) for x, n in zip(self.batches, lengths)]
     if not self.meter.read(): raise TrainingDiverged(self)
     if self.meter.n == 0: raise StopTraining('data')   # the stream ended with the epoch before
 
@@ -376,32 +377,31 @@ class StepEngine:
         "Add `share` times the gradients of the objective to the gradients of the parameters."
         (losses.objective if share == 1 else share * losses.objective).backward()
 
-    def step(self) -> None:
-        "Step the optimiser, clear the gradients and normalise the decoder."
-        t = self.trainer
-        scale_learning_rates(t.optimizer, t.learning_rate / t.options.learning_rate)
-        self.update()
-        for p in t.parameters: p.grad = None
-        self.normalize()
-        t.step += 1
+    def update(self) -> None:
+        "Call the optimiser; gradients get the strides of their parameters, as fused Adam assumes."
+        for p in self.trainer.parameters:
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
+        self.trainer.optimizer.step()
+
+    def normalize(self) -> None:
+        "Normalise the stored decoder."
+        self.model.normalize_decoder_weights()
+
+    def close(self) -> None: "Restore what the engine changed in the model."
 
 # %% ../nbs/02_training.ipynb #engine04
 @patch
-def update(self:StepEngine) -> None:
-    "Call the optimiser. A gradient gets the strides of its parameter, which fused Adam assumes."
-    for p in self.trainer.parameters:
-        if p.grad is not None and p.grad.stride() != p.stride():
-            p.grad = torch.empty_like(p).copy_(p.grad)
-    self.trainer.optimizer.step()
+def step(self:StepEngine) -> None:
+    "Step the optimiser, clear the gradients and normalise the decoder."
+    t = self.trainer
+    scale_learning_rates(t.optimizer, t.learning_rate / t.options.learning_rate)
+    self.update()
+    for p in t.parameters: p.grad = None
+    self.normalize()
+    t.step += 1
 
-@patch
-def normalize(self:StepEngine) -> None:
-    "Normalise the stored decoder."
-    self.model.normalize_decoder_weights()
-
-@patch
-def close(self:StepEngine) -> None: "Restore what the engine changed in the model."
-ENGINES = {}   # Faster engines by name; a later one overrides an earlier one
+ENGINES:dict[str, type] = {}   # Faster engines by name; a later one overrides an earlier one
 
 def make_engine(trainer:Trainer) -> StepEngine:
     "Combine the engines that can be used for `trainer` into one; without any, the plain engine."

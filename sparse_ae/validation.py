@@ -32,8 +32,8 @@ from torch import Tensor, nn
 def check_choice(
     name:str,               # Name of the argument, for the error
     value:Any,              # Value that was passed
-    allowed:Iterable[str],  # Allowed names
-) -> str:                   # `value`
+    allowed:Iterable,       # Allowed names; `None` may be one of them
+) -> Any:                   # `value`
     "Return `value` if it is one of the `allowed` names. Raises `ValueError` otherwise."
     allowed = list(allowed)
     if (value is None or isinstance(value, str)) and value in allowed: return value
@@ -45,7 +45,7 @@ def check_choice(
 def check_int(
     name:str,      # Name of the argument, for the error
     value:Any,     # Value that was passed: `int` or a NumPy integer
-    least:int=1,   # Smallest allowed value
+    least:float=1, # Smallest allowed value
 ) -> int:          # `value` as an `int`
     """Return `value` if it is a whole number of at least `least`.
 
@@ -354,7 +354,8 @@ class Configurable:
     @property
     def options(self) -> dict:
         "Arguments of the constructor that make an equal object."
-        return {name: getattr(self, name) for name in _argument_names(type(self))}
+        cls:type = type(self)
+        return {name: getattr(self, name) for name in _argument_names(cls)}
 
     def config(self) -> 'str|dict':
         "Return the form for a configuration file: the name, with the options if there are any."
@@ -368,9 +369,9 @@ class Configurable:
 def from_config(
     name:str,                           # Name of the argument, for the error
     value:'str|Mapping|Configurable',   # A name, `{'name': ..., option: ...}`, or an object
-    allowed:dict[str, type],            # Available classes, by name
+    allowed:Mapping[str, type],         # Available classes, by name
     kind:type=Configurable,             # Class of which an object must be an instance
-) -> Configurable:                      # A new object
+) -> Any:                               # A new object of class `kind`
     "Return a new component. Raises `TypeError` or `ValueError` if `value` is not allowed."
     if isinstance(value, kind): return copy.deepcopy(value)
     options = dict(value) if isinstance(value, Mapping) else {'name': value}

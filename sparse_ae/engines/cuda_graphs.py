@@ -56,7 +56,8 @@ class StepGraph:
         x:Tensor,             # Batch of the shape
         pool:Any,             # Memory pool of the other graphs; `None`: a new one
     ):
-        self.trainer, self.x, self._scalars = engine.trainer, x.clone(), None
+        self.trainer, self.x = engine.trainer, x.clone()
+        self._scalars:'list[float]|None' = None
         self.scalars = x.new_ones(4, dtype=torch.float64)  # Python numbers are double precision
         self._update_scalars(x)
         buffers = [(b, b.clone()) for b in self.trainer.model.buffers()]
@@ -80,7 +81,8 @@ class StepGraph:
 
     def _update_scalars(self, x:Tensor) -> None:
         t = self.trainer
-        share = len(x) / sum(map(len, t.batches))
+        lengths = [len(part) for part in t.batches]
+        share = len(x) / sum(lengths)
         scalars = [t.sparsity_weight, t.penalty_scale, t.target_sparsity, share]
         if self._scalars == scalars: return
         self.scalars.copy_(torch.tensor(scalars, dtype=self.scalars.dtype))
@@ -109,7 +111,8 @@ class CudaGraphEngine(StepEngine):
     max_graphs = 4   # captured in a training; further batch shapes are computed without a graph
 
     def __init__(self, trainer:Trainer):
-        self.graphs, self.replayed = {}, None
+        self.graphs:dict[tuple, Any] = {}
+        self.replayed = None
         super().__init__(trainer)
 
     @classmethod

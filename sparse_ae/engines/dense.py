@@ -30,7 +30,9 @@ def unit_norm_(
     if kernels := kernels_for_rows(rows): return kernels.normalize_rows_(rows)
     if W.device.type == 'cpu':  # on a GPU the comparison would synchronise
         norm = (W * W).sum(dim, keepdim=True).sqrt()
-        if ((norm > 1e-15) & (norm < 1e15)).all(): return W.div_(norm)  # squares are representable
+        if ((norm > 1e-15) & (norm < 1e15)).all():  # squares are representable
+            W.div_(norm)
+            return
     W.copy_(unit_norm(W, dim))
 
 # %% ../../nbs/engines/04_dense.ipynb #dense9a1

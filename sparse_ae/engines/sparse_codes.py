@@ -271,7 +271,8 @@ def select_batch_top_k(
     return SparseCode(flat[entries], SparsePattern(entries % width, offsets, width))
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9g
-SELECT = {TopK: select_top_k, BatchTopK: select_batch_top_k}   # activation class -> selection
+# activation class -> selection
+SELECT:dict[type, Callable] = {TopK: select_top_k, BatchTopK: select_batch_top_k}
 
 def selection_for(
     activation:CodeActivation,    # Code activation
@@ -329,7 +330,8 @@ def _encode_linear(model:nn.Module, x:Tensor, dtype:torch.dtype) -> SparseCode:
     return sparse_encode(x, model.encoder_weights()[0], model.encoder_bias_1, model.activation,
                          dtype)
 
-SPARSE_ENCODERS = {Linear: _encode_linear}   # class of the code encoder -> function
+# class of the code encoder -> function
+SPARSE_ENCODERS:dict[type, Callable] = {Linear: _encode_linear}
 
 def why_not_sparse(
     model:nn.Module,    # Model

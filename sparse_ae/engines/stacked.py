@@ -36,8 +36,8 @@ class _StackedNorm(nn.BatchNorm1d):
         members, features = self.weight.shape
         wide = x.reshape(members, -1, features).transpose(0, 1).flatten(1)
         state = (self.running_mean, self.running_var, self.weight, self.bias)
-        wide = F.batch_norm(wide, *(t.flatten() for t in state), self.training, self.momentum,
-                            self.eps)
+        mean, var, weight, bias = (t.flatten() for t in state)
+        wide = F.batch_norm(wide, mean, var, weight, bias, self.training, self.momentum, self.eps)
         if self.training: self.num_batches_tracked += 1
         return wide.unflatten(1, (members, features)).transpose(0, 1).flatten(0, 1)
 
@@ -143,7 +143,7 @@ def losses(
         self.latest = vmap(self._member_losses)(norms.square() / x[0].numel(), encoded.z, *weights)
     if trainers[0].penalty.acts_on != 'nothing': check_gradient(encoded.z, self.latest.sparsity)
     parts = zip(*(part.detach().unbind(0) for part in self.latest[:-1]))
-    by_member = {m: Losses(*part, {}) for m, part in zip(self.order, parts)}
+    by_member = {m: Losses._make([*part, {}]) for m, part in zip(self.order, parts)}
     return [by_member[m] for m in range(len(trainers))]
 
 @patch

@@ -80,6 +80,9 @@ def _sampled_dot_products() -> Callable:
     return sampled_dot_products
 
 # %% ../../nbs/engines/01_triton_kernels.ipynb #select02
+_order_bits:Callable   # functions that `_make_select` defines
+_keep_k:Callable
+
 def _make_select() -> None:
     import triton
     import triton.language as tl
@@ -383,7 +386,8 @@ class RowwiseAdam:
         has_unit_rows:'dict[Tensor, bool]',     # Matrices; whether their rows in memory have norm 1
         dtype:'torch.dtype|None'=None,          # Dtype of the copies in `COPIES`; `None`: no copies
     ):
-        self.optimizer, self.has_unit_rows, self.steps = optimizer, has_unit_rows, {}
+        self.optimizer, self.has_unit_rows = optimizer, has_unit_rows
+        self.steps:dict[Tensor, Any] = {}
         self.is_column_major = {W: not W.is_contiguous() for W in has_unit_rows}
         for W in has_unit_rows:
             if dtype not in (None, W.dtype): COPIES[W] = LowPrecisionCopy(W, dtype)

@@ -55,7 +55,8 @@ def _estimates(
     scratch:Tensor,                # Memory for indices, see `_indices_in`
 ) -> list[_Estimate]:              # One entry per step, the first estimate included
     "Compute equation (1), without gradients."
-    eta, select, estimates, residual = encoder.step_size, selection_for(activation), [], x
+    eta, select, residual = encoder.step_size, selection_for(activation), x
+    estimates:list[_Estimate] = []
     for step in range(encoder.steps + 1):
         torch.addmm(weights.b, residual, weights.W.T, beta=eta, alpha=eta, out=u)
         last = estimates[-1].code if estimates else None
@@ -105,7 +106,7 @@ def encode_unrolled(
         steps = _search(model, x, _Weights(cast_cached(W, dtype), b.to(dtype), atoms))
     if not torch.is_grad_enabled():
         return SparseCode(F.relu(steps[-1].code.values), steps[-1].code.pattern)
-    residual, carried, last, no_bias = x, 0., None, x.new_zeros(x.shape[1])
+    z, last, residual, carried, no_bias = None, None, x, 0., x.new_zeros(x.shape[1])
     for code, previous in steps:
         if last is not None:
             residual = x - SparseDecode.apply(z, D, no_bias, atoms, last.pattern)

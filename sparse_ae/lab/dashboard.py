@@ -151,9 +151,10 @@ class TrainingDashboard(WidgetWithPicture, BackgroundTask, Callback):
     ):
         self.image_shape, self.max_atoms = image_shape, check_int('max_atoms', max_atoms, 0)
         self.every, self.share = check_positive('every', every), check_positive('share', share)
-        self.panel = self.trainer = None
+        self.panel:Any = None
+        self.trainer:Any = None
         self.recorder, self.stopping = _CurveRecorder(), False
-        self.pictures = {}  # latest images as arrays, by part
+        self.pictures:dict[str, np.ndarray] = {}  # latest images as arrays, by part
         self.running_event, self.paused_event = threading.Event(), threading.Event()
         self.running_event.set()
         self.frames_painted, self.paint_seconds = 0, -0.1

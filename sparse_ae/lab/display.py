@@ -16,7 +16,7 @@ import io
 import math
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def display_with_picture(
 class WidgetWithPicture:
     "Base of objects with a `widget` and a `picture()`, which are displayed together."
     caption = 'A widget'   # text for front ends without images
-    handles = ()           # display handles of the outputs that show the widget
+    handles:Sequence = ()  # display handles of the outputs that show the widget
     box = None             # the widget, once it is created
     closed = lives_with_output = False   # whether an output keeps an object without a variable
 
@@ -120,7 +120,7 @@ class _Output:
         self.box.close()
         if owner is not None: _forget_output(owner)
 
-_OUTPUTS = []    # of all cells of a kernel
+_OUTPUTS:list = []    # of all cells of a kernel
 
 # %% ../../nbs/lab/00_display.ipynb #life0006
 def _names(value:Any, of_user:bool) -> list[str]:
@@ -282,7 +282,7 @@ def bars(
 # %% ../../nbs/lab/00_display.ipynb #disp0002
 def tiles(
     rows:np.ndarray,                # Vectors, shape `(n, features)`
-    image_shape:'tuple|None'=None,  # `(height, width[, 3])`; `None`: not images
+    image_shape:'Sequence[int]|None'=None,  # `(height, width[, 3])`; `None`: not images
     shared_scale:bool=False,        # Whether all rows share one scale
     signed:'bool|None'=None,        # Whether zero is mid-grey; `None`: if any value is negative
 ) -> np.ndarray:                    # Values in [0, 1], shape `(n, height, width[, 3])`
@@ -306,7 +306,7 @@ class LiveCurves:
         self.axes = {title: self._panel(title, scale, xlabel) for title, scale in panels.items()}
         self.lines = {(title, name): ax.plot([], [], label=name, animated=True, **style)[0]
                       for title, ax in self.axes.items() for name, style in _LINE_STYLES.items()}
-        self.backgrounds = {}  # cached pixels of the axes, by title
+        self.backgrounds:dict[str, Any] = {}  # cached pixels of the axes, by title
         next(iter(self.axes.values())).legend(loc='upper right', fontsize=8)
 
     def _panel(self, title:str, scale:str, xlabel:str) -> Any:
@@ -373,11 +373,12 @@ def _draw(self:LiveCurves, title:str, ax:Any) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., 0]
 
 # %% ../../nbs/lab/00_display.ipynb #disp0005
-RUNNING_TASKS = []   # tasks whose thread runs; stopped when Python exits
+RUNNING_TASKS:list = []   # tasks whose thread runs; stopped when Python exits
 
 class BackgroundTask:
     "Base of objects that compute in a daemon thread."
-    ended = error = None          # event that is set at the end; exception of the computation
+    ended:Any = None                       # `threading.Event` that is set at the end
+    error:'BaseException|None' = None      # exception of the computation
     stops_on_interrupt = True     # whether an interrupt of `wait` stops the computation
     not_started = 'the task has not been started'   # message of the error in `wait`
 

@@ -34,7 +34,8 @@ from ..validation import as_tensor, check_choice, check_int, first_parameter
 class FeatureExplorer(WidgetWithPicture, BackgroundTask):
     "Interactive view of the latents of a model on data."
     # `lab.figures`, `lab.panel` and `lab.page` add methods
-    panel, stopping, lives_with_output = None, False, True
+    panel:Any = None             # `_ExplorerPanel`, once the widget is created
+    stopping, lives_with_output = False, True
     stops_on_interrupt = False   # an interrupt of `wait` does not end the pass
 
     def __init__(

@@ -63,7 +63,7 @@ class _Sheet(NamedTuple):
 @patch
 def _sheets(self:FeatureExplorer, view:LatentView) -> list[_Sheet]:
     "Sheets of a latent: samples and similar atoms; text has tables instead."
-    sheets = []
+    sheets:list[_Sheet] = []
     if self.tokens is not None: return sheets
     if view.top:
         top = view.top[:16]
@@ -119,8 +119,8 @@ def latent_figure(
     "Plot atom, activations, samples and neighbours of a latent."
     view = self.describe(latent)
     sheets = self._sheets(view)
-    fig = new_figure(10, 4.6 if sheets else 2.3)
-    left, right = fig.subfigures(1, 2, width_ratios=(1, 2.2)) if sheets else (fig, None)
+    fig:Any = new_figure(10, 4.6 if sheets else 2.3)
+    left, right = fig.subfigures(1, 2, width_ratios=(1, 2.2)) if sheets else (fig, fig)
     atom, histogram = left.subplots(*((2, 1) if sheets else (1, 2)))
     self._draw_atom(atom, latent)
     self._draw_histogram(histogram, view)
@@ -158,7 +158,7 @@ def steer(
         z[..., latent] *= scale
         steered = self.model.decode(z)
     flat = (t.flatten().float().cpu() for t in (x, reconstruction, steered))
-    return Steered(*flat, encoded.z[..., latent].item())
+    return Steered._make([*flat, encoded.z[..., latent].item()])
 
 # %% ../../nbs/lab/07_figures.ipynb #expl0014
 @patch

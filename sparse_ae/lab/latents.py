@@ -36,7 +36,8 @@ class LatentStatistics:
         token_ids:Any=None, # Token of each sample, read by index; `None`: tokens are not counted
     ):
         self.latent_dim, self.k = check_int('latent_dim', latent_dim), check_int('k', k)
-        self.n, self.edges = 0, None
+        self.n = 0
+        self.edges:Any = None    # limits of the bins, a tensor
         self.token_ids, self.token_counts = token_ids, None
         if token_ids is not None: self.token_counts = TokenCounts()
         self.generator = torch.Generator().manual_seed(check_seed(seed))
@@ -44,12 +45,12 @@ class LatentStatistics:
         self.lock = threading.RLock()  # acquired by `add`, and by readers in other threads
 
     def _make_tensors(self) -> None:
-        latent_dim, k, where = self.latent_dim, self.k, dict(device='cpu')
-        self.count, self.sum = torch.zeros(2, latent_dim, dtype=torch.float64, **where)
-        self.top_values = torch.zeros(latent_dim, k, dtype=torch.float32, **where)
-        self.top_samples = torch.full((latent_dim, k), -1, **where)
-        self.histogram = torch.zeros(latent_dim, _BINS, dtype=torch.long, **where)
-        self.examples = torch.full((_EXAMPLES, latent_dim, _BINS), -1, **where)
+        latent_dim, k, where = self.latent_dim, self.k, torch.device('cpu')
+        self.count, self.sum = torch.zeros(2, latent_dim, dtype=torch.float64, device=where)
+        self.top_values = torch.zeros(latent_dim, k, dtype=torch.float32, device=where)
+        self.top_samples = torch.full((latent_dim, k), -1, device=where)
+        self.histogram = torch.zeros(latent_dim, _BINS, dtype=torch.long, device=where)
+        self.examples = torch.full((_EXAMPLES, latent_dim, _BINS), -1, device=where)
 
     @property
     def density(self) -> Tensor:  # Shape `(latent_dim,)`
@@ -139,7 +140,7 @@ def quantiles(
             for b in bins.clamp(max=int(counts.nonzero()[-1]))]
     centres = (self.edges[1:]*self.edges[:-1]).sqrt()
     earlier = [bins[:k].count(b) % _EXAMPLES for k, b in enumerate(bins)]
-    return [(centres[b].item(), self.examples[k, latent, b].item()) for k, b in zip(earlier, bins)]
+    return [(centres[b].item(), int(self.examples[k, latent, b])) for k, b in zip(earlier, bins)]
 
 # %% ../../nbs/lab/03_latents.ipynb #rowsprot
 def gather_rows(
@@ -179,7 +180,7 @@ def latent_statistics(
     like = first_parameter(model)
     data = open_rows('data', data)
     latent_dim = infer_latent_dim(model, data, like)
-    if stats is None: stats = LatentStatistics(latent_dim, k)
+    stats = LatentStatistics(latent_dim, k) if stats is None else stats
     block = max(1, min(8192, 2**23 // latent_dim))
     for start in range(0, len(data), block):
         stop = min(start + block, len(data))

@@ -73,7 +73,7 @@ def _colors_of_numbers(values:np.ndarray) -> PointColors:
     smaller, not_larger = (np.searchsorted(known, values, side) for side in ('left', 'right'))
     ranks = (smaller + not_larger - 1) / 2 / max(1, len(known) - 1)
     colors = [_MISSING if np.isnan(value) else color(rank) for value, rank in zip(values, ranks)]
-    legend = {}
+    legend:dict[str, str] = {}
     for place in np.linspace(0, len(known) - 1, 5).round().astype(int) if len(known) else ():
         legend.setdefault(f'{known[place]:.3g}', colors[int((values == known[place]).argmax())])
     if len(known) < len(values): legend['unknown'] = _MISSING

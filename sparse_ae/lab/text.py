@@ -155,7 +155,8 @@ class TokenRows:
         token_text:Any,            # Function of a list of token ids, or strings by id
         style:'str|None'=None,     # Name in `TOKEN_STYLES`; `None`: inferred from the tokens
     ):
-        self.columns, self.token_text, self.names = columns, token_text, {}
+        self.columns, self.token_text = columns, token_text
+        self.names:dict[int, str] = {}
         rows = np.linspace(0, len(columns.token_ids) - 1,
                            min(_STYLE_ROWS, len(columns.token_ids))).astype(int)
         self.style = style or token_style(self.tokens(rows))
@@ -172,7 +173,7 @@ class TokenRows:
 
     def tokens(
         self,
-        rows:Sequence[int],   # Indices of rows
+        rows:'Sequence[int]|np.ndarray',   # Indices of rows
     ) -> list[str]:
         "Return the tokens of rows."
         rows = torch.as_tensor(np.asarray(rows, dtype=np.int64), device='cpu')

@@ -41,7 +41,7 @@ def _value_and_slope(
     return values.detach(), gradient
 
 # %% ../../nbs/lab/01_widgets.ipynb #widg0002
-_DOUBLE = dict(dtype=torch.float64, device='cpu')
+_DOUBLE:dict[str, Any] = dict(dtype=torch.float64, device='cpu')
 
 def _lowest_activation(penalty:str, positive:float) -> float:
     "Lower end of the plotted range: a small positive value for KL, which counts negatives as 0."

@@ -138,7 +138,7 @@ def _checksum(batch:Any, before:int) -> int:
     "Return the checksum of all batches up to this one."
     for t in _tensors(batch):
         t = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        before = zlib.crc32(t.numpy(), before)
+        before = zlib.crc32(t.numpy().data, before)
     return before
 
 def _remaining_batches(inputs:Iterable, start:int, expected:int) -> Iterator[tuple[int, Any, int]]:
@@ -207,12 +207,12 @@ def capture(
     if the disk is full. What is written by then can be resumed."""
     check_inputs(inputs)
     names = [modules] if isinstance(modules, str) else list(modules)
-    source = RowSource(model, names, io, keep, exclude_ids, channels, stop_early,
-                       forward)
+    source = RowSource(model, names, io, keep, exclude_ids, channels, stop_early, forward)
     max_rows = None if max_rows is None else check_int('max_rows', max_rows)
+    keep_name = None if keep is None else getattr(keep, '__qualname__', type(keep).__qualname__)
     settings = dict(model=type(model).__name__, io=io, channels=channels, max_rows=max_rows,
                     exclude_ids=source.exclude_ids,
-                    keep=keep and getattr(keep, '__qualname__', type(keep).__qualname__))
+                    keep=keep_name)
     out_dir = as_path('out_dir', out_dir)
     folders = {name: out_dir if isinstance(modules, str) else out_dir/(name or 'model')
                for name in names}
@@ -267,7 +267,7 @@ class Activations:
     def __iter__(self) -> Iterator[Tensor]:
         "Yield the batches of one pass, shape `(batch_size, width)`."
         order = torch.Generator().manual_seed(
-            torch.randint(2**62, (), generator=self.generator, device='cpu').item())
+            int(torch.randint(2**62, (), generator=self.generator, device='cpu')))
         yield from _mixed(self._rows(), self.buffer_rows, self.batch_size, order)
 
 # %% ../../nbs/networks/02_capture.ipynb #captr028

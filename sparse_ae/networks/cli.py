@@ -131,7 +131,7 @@ def _capture(options:dict[str, Any]) -> None:
     dtypes = {'': None, **DTYPES}
     dtype = dtypes[check_choice('dtype', options['dtype'], dtypes)]
     names = [name.strip() for name in options['modules'].split(',')]
-    stores = capture(model.to(check_device(options['device'])), names,
+    stores:Any = capture(model.to(check_device(options['device'])), names,
                      _make_inputs(options, tokenizer), options['out'], io=options['io'],
                      exclude_ids=special, channels=options['channels'], dtype=dtype,
                      max_rows=options['max_rows'] or None, resume=options['resume'],

@@ -9,7 +9,7 @@ __all__ = ['READERS', 'PER_SAMPLE', 'FileContents', 'ReadOptions', 'autoencoder_
 # %% ../../nbs/networks/06_format_files.ipynb #ffiles02
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from fastcore.basics import patch
@@ -45,9 +45,10 @@ class FileContents:
                                     f"at {path}")
         self.format, self.path = format, path
         self.values = dict(READERS[path.suffix](path) if values is None else values)
-        self.taken, self.dtype = set(), None
+        self.taken:set[str] = set()    # names of the values that were used
+        self.dtype:'torch.dtype|None' = None    # of the first tensor
 
-    def refuse(self, key:str, reason:str) -> None:
+    def refuse(self, key:str, reason:str) -> NoReturn:
         "Raise `ValueError` that names the format, the file, the key and its value."
         value = self.values.get(key)
         shown = (f'a tensor {tuple(value.shape)} of {value.dtype}' if isinstance(value, Tensor) else
@@ -137,11 +138,11 @@ class ReadOptions(NamedTuple):
 
 def autoencoder_tensors(
     file:FileContents,                  # File with the tensors
-    names:tuple[str, str, str, str],    # Names of encoder, its bias, decoder, its bias
+    names:tuple[str, ...],              # Names of encoder, its bias, decoder, its bias
     encoder_in_rows:bool,               # Whether the encoder is `(latent_dim, input_dim)`
     decoder_in_rows:bool,               # Whether the decoder is `(output_dim, latent_dim)`
     transcoder:bool=False,              # Whether the model is a transcoder, of any `output_dim`
-) -> dict[str, Tensor]:                 # Arguments of `SingleLayer`
+) -> dict[str, Any]:                    # Arguments of `SingleLayer`
     "Return the tensors of encoder and decoder."
     W_enc, b_enc, W_dec, b_dec = names
     encoder = file.tensor(W_enc, None, None)

@@ -245,7 +245,9 @@ def write_gemma_scope(layer:SingleLayer, folder:Path, metadata:dict) -> None:
     dtype = np.float64 if layer.dtype == torch.float64 else np.float32   # NumPy has no bfloat16
     make_folder('folder', folder)
     with atomic_write(folder/'params.npz') as temporary, open(temporary, 'wb') as file:
-        np.savez(file, **{name: t.contiguous().numpy().astype(dtype) for name, t in arrays.items()})
+        named:dict[str, Any] = {name: t.contiguous().numpy().astype(dtype)
+                                for name, t in arrays.items()}
+        np.savez(file, **named)
 
 # %% ../../nbs/networks/08_formats.ipynb #format31
 _LINEAR = ('encoder.weight', 'encoder.bias', 'decoder.weight', 'decoder.bias')
@@ -259,7 +261,8 @@ def _llama_scope_factors(config:FileContents, d:int, transcoder:bool) -> tuple[f
     for key in keys:
         if norms.positive(key) is None:
             norms.refuse(key, "dataset_average_activation_norm must have it")
-    return tuple(d**0.5 / norms.positive(key) for key in keys)
+    source, target = (d**0.5 / norms.positive(key) for key in keys)
+    return source, target
 
 def read_llama_scope(path:Path, options:ReadOptions) -> SingleLayer:
     "Read a model of Llama Scope."
@@ -316,8 +319,8 @@ def read_qwen_scope(path:Path, options:ReadOptions) -> SingleLayer:
 def read_goodfire(path:Path, options:ReadOptions) -> SingleLayer:
     "Read a model of Goodfire."
     file = FileContents('goodfire', path)
-    names = [name.replace('.', '_linear.') for name in _LINEAR]
-    tensors = autoencoder_tensors(file, tuple(names), True, True)
+    names = tuple(name.replace('.', '_linear.') for name in _LINEAR)
+    tensors = autoencoder_tensors(file, names, True, True)
     file.check_all_taken()
     return SingleLayer(**tensors, activation=ReLU())
 
@@ -359,6 +362,7 @@ def _find_file_format(path:Path) -> 'str|None':
         if format.keys and path.match(format.pattern) and keys >= set(format.keys): return name
     if path.suffix == '.pt' and (config := _dl_files(path)[0]).is_file():
         if 'trainer' in FileContents('auto', config).values: return 'dictionary_learning'
+    return None
 
 def find_format(
     path:'str|Path',     # Folder or file
@@ -474,7 +478,7 @@ def load(
     `ConnectionError`."""
     check_choice('format', format, ('auto', *FORMATS))
     if is_repo_id(path):
-        path = _download_model(path, format, subfolder, force_download, revision=revision,
+        path = _download_model(str(path), format, subfolder, force_download, revision=revision,
                                token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     else: path = local_folder('path', path, (), subfolder=subfolder, revision=revision)
     if format == 'auto': format, path = find_format(path)

@@ -8,7 +8,7 @@ __all__ = ['find_module', 'run_model', 'check_inputs', 'to_device', 'first_tenso
 
 # %% ../../nbs/networks/00_hooks.ipynb #hooks002
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -101,13 +101,13 @@ def first_tensor(
     return value
 
 # %% ../../nbs/networks/00_hooks.ipynb #hooks016
-def _replaced(value:Any, path:tuple, tensor:Tensor) -> Any:
+def _replaced(value:Any, path:Sequence, tensor:Tensor) -> Any:
     "Return a copy of a structure, with the tensor at the end of the path replaced."
     if not path: return tensor
     key, *rest = path
     item = _replaced(value[key], rest, tensor)
     if isinstance(value, (list, Mapping)):
-        changed = copy.copy(value)
+        changed:Any = copy.copy(value)
         changed[key] = item
         return changed
     items = [item if number == key else old for number, old in enumerate(value)]
@@ -119,7 +119,8 @@ def replace_first_tensor(
 ) -> Any:           # A new structure of the same type
     "Return `value` with its first floating-point tensor replaced. Raises as `first_tensor` does."
     first_tensor(value)
-    return _replaced(value, () if isinstance(value, Tensor) else _path_to_tensor(value), tensor)
+    path = () if isinstance(value, Tensor) else _path_to_tensor(value) or ()
+    return _replaced(value, path, tensor)
 
 # %% ../../nbs/networks/00_hooks.ipynb #hooks021
 def to_rows(

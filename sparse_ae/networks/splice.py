@@ -126,7 +126,7 @@ def _check_width(name:str, width:int, sae:nn.Module) -> None:
 @contextmanager
 def _input_of(model:nn.Module, module:str, sae:nn.Module, io:str) -> Iterator[list]:
     "Provide a list that holds the latest input of the module if a transcoder encodes it."
-    latest = [None]
+    latest:list = [None]
     if not getattr(sae, 'is_transcoder', False): return (yield latest)
     if io != 'out':
         raise ValueError("io must be 'out' for a transcoder, which reads the input of a module in "
@@ -293,7 +293,8 @@ def mean_of_activations(
 ) -> Tensor:                # Shape `(width,)`, in double precision
     """Mean of the activations of a module over batches, without the padding of an
     `attention_mask`, or without the positions that `keep` leaves out."""
-    total, rows, positions = 0., 0, None
+    total:Any = 0.    # then a tensor
+    rows, positions = 0, None
     def add(x:Tensor) -> None:
         nonlocal total, rows
         chosen, where = to_rows(x, channels), _row_mask(x, positions, channels)
@@ -394,7 +395,7 @@ def evaluate_in_network(
                        leave=False)
     with eval_mode(model), torch.no_grad(), bar:
         for batch in _batches(model, bar):
-            options = dict(io=io, channels=channels,
+            options:dict[str, Any] = dict(io=io, channels=channels,
                            positions=_kept_positions(batch, keep, channels))
             replacements = (splice(model, module, sae, **options),
                             _fixed_row(model, module, torch.zeros_like(mean), **options),

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from functools import lru_cache
@@ -92,11 +92,14 @@ class StoreWriter:
         self.folder = make_folder('folder', folder)
         self.dtype = None if dtype is None else DTYPES[_dtype_name(dtype)]
         self.shard_bytes = check_int('shard_bytes', shard_bytes, 2**12)
-        self.buffers, self.spare, self.filled = None, None, 0
-        self.thread, self.pending = ThreadPoolExecutor(1), None     # writes one shard at a time
-        self.record = dict(format=FORMAT, width=None, dtype=None, columns=[], rows=0, shards=[],
-                           complete=False, batches=0, rows_of_next=0, inputs={},
-                           source=dict(source or {}))
+        self.buffers:'dict[str, Tensor]|None' = None
+        self.spare:'dict[str, Tensor]|None' = None
+        self.filled = 0
+        self.thread = ThreadPoolExecutor(1)     # writes one shard at a time
+        self.pending:'Future|None' = None
+        self.record:dict[str, Any] = dict(
+            format=FORMAT, width=None, dtype=None, columns=[], rows=0, shards=[], complete=False,
+            batches=0, rows_of_next=0, inputs={}, source=dict(source or {}))
         if (self.folder/STORE).exists():
             self._resume(resume)
             self._remove_unlisted_shards()
@@ -303,6 +306,8 @@ _OPEN_SHARDS = 2   # shards mapped at a time
 class ActivationStore(Rows):
     "Rows of activations in a folder, read by memory map, with their tokens and positions."
     in_slices = True   # Batches reads shuffled blocks
+    shape:tuple[int, ...]                # `(rows, width)`
+    __getitem__:Callable[..., Tensor]    # in a cell below
 
     def __init__(
         self,
@@ -351,7 +356,7 @@ def _map_shard(self:ActivationStore, number:int) -> dict[str, Tensor]:
     "Map the tensors of a shard into memory. Raises `ValueError` that names a wrong shard."
     shard = self.record['shards'][number]
     path, first = self.folder/shard['file'], int(self.shard_ends[number]) - shard['rows']
-    shapes = dict.fromkeys(self.record['columns'], (shard['rows'],))
+    shapes:dict[str, tuple] = dict.fromkeys(self.record['columns'], (shard['rows'],))
     shapes['activations'] = (shard['rows'], self.record['width'])
     dtypes = COLUMNS | dict(activations=DTYPES[self.record['dtype']])
     with open(path, 'rb'): pass      # safetensors reports any error as a missing file

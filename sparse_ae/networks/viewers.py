@@ -182,12 +182,15 @@ def turn_off_forward_pass_hook_z_reshaping(self:ViewerAutoencoder) -> None:
 # %% ../../nbs/networks/09_viewers.ipynb #viewer17
 class _Moments:
     "Sums of products of some columns with all columns, equation (3)."
-    def __init__(self, chosen:Tensor): self.chosen, self.n, self.offset = chosen, 0, None
+    def __init__(self, chosen:Tensor):
+        self.chosen, self.n = chosen, 0
+        self.offset:'Tensor|None' = None    # mean of the first block
+        self.sums:Any = 0                   # then shape `(2 + chosen, columns)`
 
     def add(self, values:Tensor) -> None:
         "Add a block, shape `(block, columns)`."
         values = values.float()
-        if self.offset is None: self.offset, self.sums = values.mean(0), 0
+        if self.offset is None: self.offset = values.mean(0)
         centred = values - self.offset
         products = centred[:, self.chosen].T @ centred
         sums = torch.stack([centred.sum(0), centred.square().sum(0)])
@@ -352,7 +355,8 @@ def write_dashboards(
                  dataset=str(dataset))
     names = dict(model_id=str(model_id), layer=check_int('layer', layer, 0), sae_set=str(sae_set),
                  sae_id_suffix=sae_id_suffix)
-    folder, paths, records = make_folder('folder', folder), [], []
+    folder, records = make_folder('folder', folder), []
+    paths:list[Path] = []
     with progress_bar(not verbose, total=stats.n * -(-len(active) // _LATENTS_PER_PASS),
                       desc='dashboards', delay=2) as bar:
         for part in active.split(_LATENTS_PER_PASS) if len(active) else ():
