@@ -33,8 +33,9 @@ requirements: setup  ## requirements-dev.txt, after a change of constraints.txt 
 demo: setup      ## learn edges from photographs, into runs/demo
 	$(BIN)/sparse_ae_demo
 
-test: setup      ## rules of ruff, notebooks, then pytest
+test: setup      ## rules of ruff, types, notebooks, then pytest
 	$(BIN)/ruff check --quiet
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
