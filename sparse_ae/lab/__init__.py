@@ -1,0 +1,2 @@
+"""Widgets of a notebook."""
+from . import widgets   # with it all methods of `FeatureExplorer`, which several modules define
