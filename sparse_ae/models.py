@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .activations import (CODE_ACTIVATIONS, ENCODERS, CodeActivation, CodeEncoder,
                                    eval_mode, frozen_running_stats, precise)
@@ -859,8 +860,7 @@ class TrainingLock:
             with self.released(): pass
 
 # %% ../nbs/00_models.ipynb #modelth3
-# lock of the run that trains a parameter, by the address of the parameter
-_IN_TRAINING:dict[int, Any] = {}
+_IN_TRAINING = WeakIdKeyDictionary()   # parameter -> lock of the run that trains it
 _REGISTRY = Lock()
 
 @contextmanager
@@ -868,22 +868,22 @@ def in_training(
     model:nn.Module,             # Model to be trained
 ) -> Iterator[TrainingLock]:     # Lock, held within the block
     "Register a run. Raises `ValueError` if another run trains parameters of the model."
-    addresses, lock = [id(p) for p in model.parameters()], TrainingLock()
+    parameters, lock = list(model.parameters()), TrainingLock()
     with _REGISTRY:
-        if not _IN_TRAINING.keys().isdisjoint(addresses):
+        if any(p in _IN_TRAINING for p in parameters):
             raise ValueError(f"model must not be in training, got a {type(model).__name__} that "
                              "another run trains: end that run, or train a copy")
-        _IN_TRAINING.update(dict.fromkeys(addresses, lock))
+        for p in parameters: _IN_TRAINING[p] = lock
     try:
         with lock.held(): yield lock
     finally:
-        for address in addresses: del _IN_TRAINING[address]
+        for p in parameters: _IN_TRAINING.pop(p, None)
 
 def step_lock(
     model:nn.Module,    # Any module
 ) -> 'TrainingLock|None':
     "Return the lock of the run that trains `model`, if there is one."
-    locks = (_IN_TRAINING.get(id(p)) for p in model.parameters())
+    locks = (_IN_TRAINING.get(p) for p in model.parameters())
     return next((lock for lock in locks if lock), None)
 
 def hold_steps(
