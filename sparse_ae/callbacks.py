@@ -24,7 +24,8 @@ from torch import Tensor
 
 from .activations import eval_mode
 from .data import sample_rows
-from .interrupts import attempt, breakable, own_file, raise_first
+from .files import own_file
+from .interrupts import attempt, breakable, raise_first
 from .validation import (as_path, check_choice, check_fraction, check_int,
                                   check_not_negative, check_number, check_positive, make_folder,
                                   require)

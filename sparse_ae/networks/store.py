@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 from fastcore.basics import patch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,18 +34,17 @@ STORE, FORMAT = 'store.json', 1
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 COLUMNS = dict(token_ids=torch.int32, sample=torch.int64, position=torch.int32)
 _SHARD_NAME = re.compile(r'\d{5,}\.safetensors')   # a name in store.json never leaves the folder
-_TEMPORARY = re.compile(r'\.(\d{5,}\.safetensors|store\.json)\.\d+\.tmp'   # by `atomic_write`
-                        r'|\.tmp\w{6}')             # by safetensors
+# left behind by earlier versions, and by safetensors within them
+_TEMPORARY = re.compile(r'\.(\d{5,}\.safetensors|store\.json)\.\d+\.tmp|\.tmp\w{6}')
 
 @contextmanager
 def _named_errors(path:Path) -> Iterator[None]:
-    "Raise an error in writing a file as an `OSError` that names the file."
+    "Say in an `OSError` of `atomic_write` that the capture can be resumed."
     try: yield
-    except (OSError, SafetensorError) as error:
-        number = re.search(r'os error (\d+)', str(error))   # safetensors gives only the text
-        number = getattr(error, 'errno', None) or (int(number[1]) if number else None)
-        raise OSError(number, f"could not be written ({error}); the rows of all earlier shards "
-                      "are in the store, so the capture can be resumed", str(path)) from None
+    except OSError as error:
+        raise OSError(error.errno, f"could not be written ({error}); the rows of all earlier "
+                      "shards are in the store, so the capture can be resumed",
+                      str(path)) from None
 
 def file_checksum(
     path:'str|Path',    # Path of a file

@@ -17,7 +17,8 @@ import torch
 from injections import ACTIONS, Injection, check_injection, references
 from sparse_ae import Callback, EarlyStopping, LogFile, SparseAutoencoder, Trainer, sweep
 from sparse_ae.data import digits
-from sparse_ae.interrupts import hold_signals, own_file
+from sparse_ae.files import own_file
+from sparse_ae.interrupts import hold_signals
 from sparse_ae.io import CHECKPOINT, read_state
 
 HERE = Path(__file__).parent
