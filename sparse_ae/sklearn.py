@@ -82,7 +82,7 @@ class SparseAutoencoderTransformer(_Names, _Transformer, _Estimator):
         sparsity_type:Any='auto',          # Penalty: name in `PENALTIES`, `f(z)` or `Penalty`
         activation:Any='auto',             # Code activation: 'relu', `TopK(8)`, ...
         hidden_dims:Any='auto',            # Widths from input to code; `()`: no hidden layer
-        scaling:'str|None'='columns',      # 'columns', 'global' for one unit, or `None`
+        scaling:'str|None'='columns',      # `'columns'`, or another name in `SCALINGS`
         tied:bool=False,                   # Whether the decoder uses the transposed encoder weights
         max_iter:int=40,                   # Maximum number of epochs
         learning_rate:'float|str'='auto',  # Learning rate of the optimiser
@@ -274,7 +274,8 @@ def _apply(self:SparseAutoencoderTransformer, method:str, X:np.ndarray, width:in
 
 @patch
 def inverse_transform(self:SparseAutoencoderTransformer, X):
-    "Return the reconstructions of codes, shape `(n_samples, n_features)`."
+    """Return the reconstructions of codes, shape `(n_samples, n_features)`; with a scaling of each
+    sample, in the scaled unit."""
     _validation.check_is_fitted(self)
     X = _validation.check_array(X, dtype=_DTYPES, input_name='X')
     if X.shape[1] == self._n_features_out: return self._apply('decode', X, self.n_features_in_)
@@ -294,7 +295,8 @@ def components_(self:SparseAutoencoderTransformer) -> np.ndarray:   # `(n_compon
     "Atoms in the unit of the table."
     _validation.check_is_fitted(self)
     atoms, scaling = dictionary(self.model_), self.model_.scaling
-    return (atoms if scaling is None else atoms * scaling.scale).cpu().numpy()
+    has_scale = scaling is not None and not scaling.per_sample
+    return (atoms * scaling.scale if has_scale else atoms).cpu().numpy()
 
 @patch(as_prop=True)
 def intercept_(self:SparseAutoencoderTransformer) -> np.ndarray:    # Shape `(n_features,)`

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from sparse_ae import SparseAutoencoder, TiedWeightSparseAutoencoder
 from sparse_ae.activations import MatchingPursuit
-from sparse_ae.networks.conversions import constant_norm_rows, from_model
+from sparse_ae.networks.conversions import from_model
 from sparse_ae.networks.formats import FORMATS, find_format, load, read_weights, save
 
 D, N = 6, 12
@@ -188,12 +188,28 @@ def test_saelens_scaled_inputs(tmp_path):
     with pytest.raises(ValueError, match='scaling_factor in activation_scaler.json'): load(tmp_path)
 
 
-def test_constant_norm_with_the_help_of_the_caller(tmp_path):
+def norms(x, kind):
+    "Mean and deviation, or norm, of each input, by NumPy."
+    if kind == 'layer_norm': return x.mean(-1, keepdims=True), x.std(-1, ddof=1, keepdims=True)
+    return 0., np.sqrt((x**2).mean(-1, keepdims=True))
+
+
+@pytest.mark.parametrize('kind', ['layer_norm', 'constant_norm_rescale'])
+@pytest.mark.parametrize('subtracts', [True, False])
+def test_saelens_norms_of_each_input(tmp_path, kind, subtracts):
     w = matrices()
-    write_saelens(tmp_path, dict(normalize_activations='constant_norm_rescale', **VERSION), w)
-    x, _, scale = constant_norm_rows(X)
-    y = saelens_by_hand('standard', w, x, True, False)[1]
-    assert_close((load(tmp_path, normalized_inputs=True)(x)*scale).detach(), torch.from_numpy(y)*scale)
+    write_saelens(tmp_path/'a', dict(normalize_activations=kind, apply_b_dec_to_input=subtracts, **VERSION), w)
+    shift, scale = norms(X.numpy(), kind)
+    x = torch.from_numpy((X.numpy() - shift) / (scale + 1e-5*(kind == 'layer_norm')))
+    z, y = saelens_by_hand('standard', w, x, subtracts, False)
+    for model in (load(tmp_path/'a'), save(load(tmp_path/'a'), tmp_path/'b') or load(tmp_path/'b')):
+        assert_close(model.encode(X).detach().numpy(), z)
+        assert_close(model(X).detach().numpy(), y*scale + shift)
+        assert_close(model.decode(model.encode(X)).detach().numpy(), y)
+    assert json.loads((tmp_path/'b'/'cfg.json').read_text())['normalize_activations'] == kind
+    assert_close(load(tmp_path/'a', normalized_inputs=True)(x).detach().numpy(), y)
+    for format in ('dictionary_learning', 'gemma_scope'):
+        with pytest.raises(ValueError, match=f'^{format}: scaling must not be'): save(model, tmp_path/'c', format)
 
 
 REFUSED = {   # changes of cfg.json -> part of the error
@@ -207,7 +223,8 @@ REFUSED = {   # changes of cfg.json -> part of the error
     'temporal': (dict(architecture='temporal'), 'without attention to others'),
     'unknown': (dict(architecture='new'), "architecture in cfg.json is 'new', but must be one of 'standard', 'topk'"),
     'whitening': (dict(normalize_activations='covariance_whitening'), 'normalize_activations in cfg.json'),
-    'layer norm': (dict(normalize_activations='layer_norm'), 'decode would need'),
+    'layer norm': (dict(architecture='transcoder', apply_b_dec_to_input=False, normalize_activations='layer_norm'),
+                   'the targets of a transcoder have another unit'),
     'pursuit': (dict(architecture='matching_pursuit', residual_threshold='small'),
                 "residual_threshold in cfg.json is 'small', but must be a number"),
     'support': (dict(architecture='matching_pursuit', stop_on_duplicate_support=1),
@@ -503,10 +520,10 @@ def test_normalisation_of_inputs_of_a_transcoder(tmp_path):
     w = kept(transcoder_tensors(), 'threshold')
     config = dict(apply_b_dec_to_input=False, normalize_activations='constant_norm_rescale', d_out=OUT, **VERSION)
     write_saelens(tmp_path, dict(architecture='transcoder', **config), kept(w, 'W_skip'))
-    x = constant_norm_rows(X)[0]
+    x = X / torch.from_numpy(norms(X.numpy(), 'constant')[1])
     y = transcoder_by_hand(w, relu, False, x)[1]     # outputs are in their own unit
     assert_close(load(tmp_path, normalized_inputs=True)(x).detach().numpy(), y, atol=1e-12, rtol=1e-12)
-    with pytest.raises(ValueError, match='a code does not hold'): load(tmp_path)
+    with pytest.raises(ValueError, match='targets of a transcoder have another unit'): load(tmp_path)
     write_saelens(tmp_path, dict(architecture='skip_transcoder', **config), w)
     with pytest.raises(ValueError, match='takes inputs before normalisation'): load(tmp_path, normalized_inputs=True)
 

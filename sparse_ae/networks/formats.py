@@ -29,10 +29,10 @@ from .conversions import (SingleLayer, batch_topk_parts, decoder_norms,
                                             fold_decoder_bias, fold_scaling, from_model,
                                             gate_biases, gated_parts, jumprelu_parts, to_model,
                                             unfold_decoder_bias)
-from .format_files import (PER_SAMPLE, READERS, FileContents, ReadOptions,
+from .format_files import (READERS, FileContents, ReadOptions,
                                              autoencoder_tensors, fold_input_scale, refuse_model,
-                                             refuse_transcoder, thresholds, write_json,
-                                             write_tensors)
+                                             refuse_scaling, refuse_transcoder, thresholds,
+                                             write_json, write_tensors)
 from .saelens import read_saelens, write_saelens
 from ..validation import (as_path, check_bool, check_choice, check_int, check_positive,
                                   make_folder)
@@ -187,13 +187,13 @@ def read_openai(path:Path, options:ReadOptions) -> SingleLayer:
     tensors = autoencoder_tensors(file, names, True, True)
     file.check_all_taken('stats_last_nonzero', 'latents_activation_frequency',
                          'latents_mean_square')
-    activation = Identity() if kind == 'Identity' else ReLU()
+    activation, scaling = Identity() if kind == 'Identity' else ReLU(), None
     if kind == 'TopK':
-        if not options.normalized_inputs: file.refuse('activation', f"with it {PER_SAMPLE}")
+        if not options.normalized_inputs: scaling = 'layer_norm'
         details = FileContents('openai', path, file.object('activation_state_dict'))
         details.choice('postact_fn', ('ReLU',), 'ReLU')
         activation = TopK(details.whole_number('k', most=len(tensors['encoder_bias'])))
-    return fold_decoder_bias(SingleLayer(**tensors, activation=activation))
+    return fold_decoder_bias(SingleLayer(**tensors, activation=activation, scaling=scaling))
 
 def _find(path:Path, pattern:str) -> Path:
     "The file itself, or the one file in a folder that has this name."
@@ -389,7 +389,7 @@ def read_weights(
     *,
     k:'int|None'=None,                  # Active latents per sample, where the file does not hold it
     input_scale:'float|None'=None,      # Factor of the inputs in training, where the file lacks it
-    normalized_inputs:bool=False,       # Whether inputs will be normalised one by one
+    normalized_inputs:bool=False,       # Whether the caller normalises each input
     transcoder:bool=False,              # Whether targets are not the inputs, if the file lacks it
 ) -> SingleLayer:                       # Weights in the notation of this library, and metadata
     "Read a model of any format. Raises `ValueError` for one that a model here cannot compute."
@@ -462,7 +462,7 @@ def load(
     device:'str|torch.device'='cpu',    # Device of the model
     k:'int|None'=None,                  # Active latents per sample, where the file does not hold it
     input_scale:'float|None'=None,      # Factor of the inputs in training, where the file lacks it
-    normalized_inputs:bool=False,       # Whether inputs will be normalised one by one
+    normalized_inputs:bool=False,       # Whether the caller normalises each input
     transcoder:bool=False,              # Whether targets are not the inputs, if the file lacks it
     subfolder:str='',                   # Folder or file within the folder or repository
     revision:'str|None'=None,           # Branch, tag or commit; `None`: the main branch
@@ -509,6 +509,7 @@ def save(
         raise TypeError(f"metadata must be a dictionary, got {type(metadata).__name__}")
     json.dumps(metadata)      # an error here leaves no half-written folder
     layer, chosen = from_model(model), FORMATS[format]
+    if format != 'saelens': refuse_scaling(format, layer)
     return save_files(model, folder, lambda path: chosen.write(layer, path, metadata or {}),
                       chosen.files, push_to_hub=push_to_hub, **options,
                       call='sparse_ae.networks.formats:load',

@@ -18,9 +18,9 @@ from .conversions import (SingleLayer, batch_topk_parts, decoder_norms,
                                             fold_decoder_bias, gate_biases, gated_parts,
                                             jumprelu_parts, scale_atoms, scale_latents,
                                             unfold_decoder_bias)
-from .format_files import (PER_SAMPLE, FileContents, ReadOptions,
-                                             autoencoder_tensors, fold_input_scale, refuse_model,
-                                             thresholds, write_json, write_tensors)
+from .format_files import (FileContents, ReadOptions, autoencoder_tensors,
+                                             fold_input_scale, refuse_model, thresholds, write_json,
+                                             write_tensors)
 
 # %% ../../nbs/networks/07_saelens.ipynb #format13
 _SAELENS = 'saelens'
@@ -99,16 +99,20 @@ def _saelens_pursuit(config:FileContents, file:FileContents) -> SingleLayer:
                        encoder=MatchingPursuit(config.whole_number('max_iterations', d),
                                                max(0., threshold), by_support))
 
+_SAELENS_SCALINGS = {'layer_norm': 'layer_norm', 'constant_norm_rescale': 'constant_norm'}
+
 def _saelens_normalized(layer:SingleLayer, config:FileContents, options:ReadOptions) -> SingleLayer:
     "Apply `normalize_activations`."
     kind = config.choice('normalize_activations', (
-        'none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale'), 'none')
-    per_sample = kind in ('layer_norm', 'constant_norm_rescale')
-    if per_sample and layer.skip_mat is not None:
+        'none', 'expected_average_only_in', *_SAELENS_SCALINGS), 'none')
+    scaling = _SAELENS_SCALINGS.get(kind)
+    if scaling and layer.skip_mat is not None:
         config.refuse('normalize_activations', "the skip of a model here takes the same inputs as "
                       "the encoder, and that of the file takes inputs before normalisation")
-    if per_sample and not options.normalized_inputs:
-        config.refuse('normalize_activations', PER_SAMPLE)
+    if scaling and layer.transcoder and not options.normalized_inputs:
+        config.refuse('normalize_activations', "the targets of a transcoder have another unit; "
+                      "load with normalized_inputs=True, and normalise the inputs")
+    if scaling and not options.normalized_inputs: return replace(layer, scaling=scaling)
     if kind != 'expected_average_only_in': return layer
     if layer.transcoder:
         config.refuse('normalize_activations', "the targets of a transcoder have a factor of their "
@@ -217,6 +221,10 @@ def _saelens_pursuit_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
     return 'matching_pursuit', {key: value for key, value in options.items() if key != 'k'}, {}
 
 # %% ../../nbs/networks/07_saelens.ipynb #format21
+def _saelens_normalization(layer:SingleLayer) -> str:
+    "Value of `normalize_activations`."
+    return next((kind for kind, name in _SAELENS_SCALINGS.items() if name == layer.scaling), 'none')
+
 def write_saelens(
     layer:SingleLayer,       # Weights
     folder:Path,             # Created if it does not exist
@@ -234,7 +242,8 @@ def write_saelens(
     config = dict(architecture=architecture, d_in=layer.input_dim, d_sae=layer.latent_dim,
                   dtype=str(layer.dtype).removeprefix('torch.'), device='cpu',
                   apply_b_dec_to_input=architecture == 'matching_pursuit',
-                  normalize_activations='none', reshape_activations='none', **keys,
+                  normalize_activations=_saelens_normalization(layer), reshape_activations='none',
+                  **keys,
                   metadata=metadata)
     write_tensors(folder/'sae_weights.safetensors', tensors, layer.dtype)
     write_json(folder/'cfg.json', config)

@@ -101,7 +101,7 @@ class ViewerAutoencoder(nn.Module):
     """Any autoencoder with the attributes that SAEBench and SAEDashboard read.
 
     It holds a copy of the model, in eval mode. Raises `ValueError` for a transcoder, whose outputs
-    cannot replace its inputs."""
+    cannot replace its inputs, and for a scaling of each sample, whose unit a code does not hold."""
     hook_z_reshaping_mode = False   # whether inputs have the shape `(..., heads, d_head)`
 
     def __init__(
@@ -116,6 +116,9 @@ class ViewerAutoencoder(nn.Module):
                 raise ValueError(f"model must have {name}, {type(model).__name__} has none")
         if getattr(model, 'is_transcoder', False):
             raise ValueError("model must reconstruct its inputs, got a transcoder")
+        if isinstance(model, BaseSparseAutoencoder) and getattr(model.scaling, 'per_sample', False):
+            raise ValueError("model must not have a scaling of each sample, since viewers decode "
+                             f"codes without their inputs, got {model.scaling.name!r}")
         with torch.inference_mode(False), hold_steps(model):
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
             parts = _linear_parts(self.model)
