@@ -177,21 +177,25 @@ class SampleScaling(Scaling):
         "Return `y`, in the scaled unit; see `restore`."
         return y
 
-    def side_by_side(self, batch:Tensor) -> Tensor:
-        "Scale inputs, and the targets beside them by the statistics of the inputs."
-        return self(batch)
+# %% ../nbs/15_scaling.ipynb #scaling21
+@patch
+def side_by_side(self:SampleScaling, batch:Tensor) -> Tensor:
+    "Scale inputs, and the targets beside them by the statistics of the inputs."
+    return self(batch)
 
-    def rescale(self, factor:float) -> None:
-        "Do nothing: a sample multiplied by `factor` has statistics multiplied by it."
+@patch
+def rescale(self:SampleScaling, factor:float) -> None:
+    "Do nothing: a sample multiplied by `factor` has statistics multiplied by it."
 
-    def restore(self, y:Tensor, x:Tensor) -> Tensor:
-        "Return scaled outputs in the unit of their inputs `x`."
-        shift, scale = self._statistics(x)
-        return (y * scale + shift).to(y.dtype)
+@patch
+def restore(self:SampleScaling, y:Tensor, x:Tensor) -> Tensor:
+    "Return scaled outputs in the unit of their inputs `x`."
+    shift, scale = self._statistics(x)
+    return (y * scale + shift).to(y.dtype)
 
 # %% ../nbs/15_scaling.ipynb #scaling19
 class LayerNorm(SampleScaling):
-    "Mean and standard deviation of the entries of each sample. Source: Gao et al., 2024, section 2.1."
+    "Mean and standard deviation of each sample. Source: code of Gao et al., 2024."
     name, epsilon = 'layer_norm', 1e-5
 
     def statistics(self, x:Tensor) -> tuple[Tensor, Tensor]:

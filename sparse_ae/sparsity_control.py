@@ -539,6 +539,6 @@ def _variance(trainer:Any) -> float:
     "Mean variance of the columns of the validation targets, as trained on; 0 if it is unknown."
     if trainer.val.rows is None: return 0.
     x = sample_rows(trainer.val.rows, 2**14)
-    if trainer.scaling is not None: x = trainer.val.scale(x.to(trainer.val.device, trainer.val.dtype))
+    x = trainer.val.scale(x.to(trainer.val.device, trainer.val.dtype))
     x = trainer.val.split(x)[-1 if trainer.val.pairs else 0].flatten(1).double()
     return (x - x.mean(0)).square().mean().item()

@@ -38,7 +38,7 @@ class SingleLayer:
     metadata:dict[str, Any] = field(default_factory=dict)       # Origin of the data, as in the file
     transcoder:bool = False                  # Whether targets are another tensor than inputs
     skip_mat:'Tensor|None' = None            # `S`, shape `(output_dim, input_dim)`; `None`: no skip
-    scaling:'str|None' = None                # Scaling by the statistics of each sample; `None`: none
+    scaling:'str|None' = None                # Scaling of each sample; `None`: none
 
     @property
     def input_dim(self) -> int: return self.encoder_mat.shape[1]
