@@ -43,7 +43,7 @@ def train(model, x, val, **options):
     return train_sparse_autoencoder_with_early_stopping(model, x, val, **OPTIONS | options)
 
 
-@given(scale=st.floats(-18, 18), mean=st.floats(-100, 100), width=st.integers(2, 9),
+@given(scale=st.floats(-30, 30), mean=st.floats(-100, 100), width=st.integers(2, 9),
        dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
        name=st.sampled_from(PER_SAMPLE))
 def test_any_size_is_finite_and_restored(scale, mean, width, dtype, name):
@@ -115,6 +115,20 @@ def test_targets_have_the_unit_of_their_inputs(name):
     assert_close(results['errors'], (expected - val).double().square().mean(1).numpy(), rtol=1e-4, atol=0.)
 
 
+@pytest.mark.parametrize('name', [*PER_SAMPLE, 'columns'])
+def test_start_and_revival_with_targets(name):
+    x, unit = rows(), SCALINGS[name]().build(8).fit(rows())
+    noisy = x + 0.5*torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    scaled, plain = new_model('topk', name), new_model('topk')
+    if name == 'columns': scaled.scaling.fit(rows())
+    pairs = unit.side_by_side(torch.cat([noisy, x], 1)).split(8, 1)
+    with torch.no_grad():
+        for model, inputs, targets in ((scaled, noisy, x), (plain, *pairs)):
+            model.initialize(inputs, target=targets)
+            resample(model, torch.arange(16) < 4, inputs, torch.Generator().manual_seed(1), target=targets)
+    for key, value in plain.state_dict().items(): assert_close(scaled.state_dict()[key], value)
+
+
 @pytest.mark.parametrize('name', PER_SAMPLE)
 def test_saved_resumed_and_converted(name, tmp_path):
     x, val = rows(), rows(40, 1)
@@ -162,6 +176,10 @@ def test_a_change_of_unit_does_not_change_the_code(name):
     assert_close(model.encode(4*x), z, rtol=1e-3, atol=1e-4)
     assert_close(model(4*x), 4*y, rtol=1e-3, atol=1e-3)
     assert model.rescale(4.) is model and torch.equal(model(x), y)
+    columns = new_model('topk', 'columns')
+    columns.scaling.fit(x)
+    y = columns(x)
+    assert_close(columns.rescale(4.)(4*x), 4*y, rtol=1e-4, atol=1e-4)
 
 
 def test_trainer_reports_the_scaling():
