@@ -725,6 +725,18 @@ def test_a_fact_that_the_files_do_not_lack(tmp_path):
     with pytest.raises(ValueError, match='it is for qwen_scope'): load(tmp_path/'saelens', k=2)
 
 
+def test_a_folder_with_models_of_two_formats(tmp_path):
+    "The later one of two models that were saved into one folder is not passed over."
+    first, second = random_model('topk'), random_model('topk')
+    save(first, tmp_path, 'saelens')
+    save(second, tmp_path, 'dictionary_learning')
+    with pytest.raises(ValueError, match='which holds a model of each of saelens, dictionary_learning'):
+        load(tmp_path)
+    assert_close(load(tmp_path, 'saelens')(X), first(X))
+    for path, format in ((tmp_path, 'dictionary_learning'), (tmp_path/'ae.pt', 'auto')):
+        assert_close(load(path, format)(X), second(X))
+
+
 class Evil:
     def __reduce__(self): return print, ('code was run',)
 

@@ -377,16 +377,19 @@ def find_format(
     path = as_path('path', path)
     if not path.exists(): raise FileNotFoundError(f"path must be a file or a folder, got {path}")
     folder = path if path.is_dir() else path.parent
-    for name, format in FORMATS.items():
-        given = path.is_dir() or path.name in format.files
-        if format.files and given and all((folder/file).is_file() for file in format.files):
-            return name, folder
+    there = [name for name, format in FORMATS.items() if format.files
+             and (path.is_dir() or path.name in format.files)
+             and all((folder/file).is_file() for file in format.files)]
+    if len({FORMATS[name].files[-1] for name in there}) > 1:     # different files of weights
+        raise ValueError(f"format must be given for {path}, which holds a model of each of "
+                         f"{', '.join(there)}")
+    if there: return there[0], folder
     if path.is_file() and (name := _find_file_format(path)): return name, path
     known = '; '.join(f"{name}: {', '.join(format.files) or format.pattern}"
                       for name, format in FORMATS.items())
-    there = sorted(p.name for p in folder.iterdir())[:8] if path.is_dir() else [path.name]
+    found = sorted(p.name for p in folder.iterdir())[:8] if path.is_dir() else [path.name]
     raise ValueError(f"path {path} holds a model of no known format, but "
-                     f"{', '.join(there) or 'nothing'}; known are {known}")
+                     f"{', '.join(found) or 'nothing'}; known are {known}")
 
 # %% ../../nbs/networks/08_formats.ipynb #format36
 def _check_facts(
