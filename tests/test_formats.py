@@ -737,6 +737,13 @@ def test_a_folder_with_models_of_two_formats(tmp_path):
         assert_close(load(path, format)(X), second(X))
 
 
+@pytest.mark.parametrize('value, error', [(object(), TypeError), (float('nan'), ValueError)])
+def test_metadata_that_json_does_not_have(tmp_path, value, error):
+    with pytest.raises(error, match='metadata must have entries of JSON: '):
+        save(random_model('topk'), tmp_path/'new', metadata=dict(layer=value))
+    assert not (tmp_path/'new').exists()
+
+
 class Evil:
     def __reduce__(self): return print, ('code was run',)
 

@@ -528,7 +528,9 @@ def save(
         return model.save_pretrained(folder, push_to_hub=push_to_hub, **options)
     if not isinstance(metadata, (dict, type(None))):
         raise TypeError(f"metadata must be a dictionary, got {type(metadata).__name__}")
-    json.dumps(metadata)      # an error here leaves no half-written folder
+    try: json.dumps(metadata, allow_nan=False)    # before a file is written
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"metadata must have entries of JSON: {error}") from None
     layer, chosen = from_model(model), FORMATS[format]
     if format != 'saelens': refuse_scaling(format, layer)
     return save_files(model, folder, lambda path: chosen.write(layer, path, metadata or {}),
