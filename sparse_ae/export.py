@@ -154,7 +154,7 @@ class TrainingLoss(nn.Module):
     ):
         super().__init__()
         trainable_parameters(model)
-        self.model, self.penalty = model, get_penalty(penalty, target_sparsity)
+        self.model, self.penalty = model, get_penalty(penalty, target_sparsity, 'penalty')
         self.sparsity_weight = check_not_negative('sparsity_weight', sparsity_weight)
         self.regularizers = tuple(regularizers)
 
