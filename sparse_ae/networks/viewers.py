@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +62,12 @@ def _linear_parts(model:nn.Module) -> dict[str, Tensor]:
     return dict(W_enc=W_enc, b_enc=b_enc, W_dec=atoms, b_dec=b_dec)
 
 # %% ../../nbs/networks/09_viewers.ipynb #viewer08
+def _check_texts(optional:bool, **values:Any) -> None:
+    "Raise `TypeError` for a value that is no string, and neither `None` if that is `optional`."
+    for name, value in values.items():
+        if isinstance(value, str) or value is None and optional: continue
+        raise TypeError(f"{name} must be a string{' or None' if optional else ''}, got {value!r}")
+
 class ViewerConfig:
     "Configuration of a `ViewerAutoencoder`, with the attributes of one of SAELens."
     def __init__(
@@ -72,6 +78,7 @@ class ViewerConfig:
         hook_name:str,         # Name of the activations in TransformerLens
         **metadata:Any,        # More facts, such as `model_name` and `context_size`
     ):
+        _check_texts(False, hook_name=hook_name)
         self.d_in, self.d_sae, self.dtype, self.device = d_in, d_sae, dtype, 'cpu'
         self.normalize_activations = self.reshape_activations = 'none'
         self.apply_b_dec_to_input = False
@@ -325,12 +332,20 @@ def _write(path:Path, *rows:dict) -> None:
     if path.suffix == '.gz': data = gzip.compress(data, mtime=0)
     with atomic_write(path) as temporary: temporary.write_bytes(data)
 
+def _chosen_latents(explorer:FeatureExplorer, latents:'Iterable[int]|None') -> Tensor:
+    "Return indices of latents, each once. Raises `TypeError` or `ValueError`."
+    if latents is None: return torch.arange(explorer.latent_dim, device='cpu')
+    if not isinstance(latents, Iterable) or isinstance(latents, str):
+        raise TypeError(f"latents must be a list of indices or None, got {latents!r}")
+    unique = dict.fromkeys(explorer._check_latent(i) for i in latents)
+    return torch.tensor([*unique], device='cpu').long()
+
 def _data_facts(explorer:FeatureExplorer, dataset:str) -> dict[str, Any]:
     "Number and length of the texts, and the name of the data."
     samples = explorer.tokens.columns.samples[:explorer.stats.n]
     lengths = np.unique(np.asarray(samples), return_counts=True)[1]
     return dict(n_prompts_total=len(lengths), n_tokens_in_prompt=int(lengths.max(initial=0)),
-                dataset=str(dataset))
+                dataset=dataset)
 
 # %% ../../nbs/networks/09_viewers.ipynb #viewer37
 class _SAEDashboardFiles:
@@ -458,13 +473,16 @@ def write_dashboards(
     """Write the exchange files of dashboards.
 
     Waits for the explorer. Raises `ValueError` for an explorer without tokens."""
+    if not isinstance(explorer, FeatureExplorer):
+        raise TypeError(f"explorer must be a FeatureExplorer, got {type(explorer).__name__}")
     if explorer.tokens is None: raise ValueError("explorer must have tokens, got None")
+    _check_texts(False, model_id=model_id, sae_set=sae_set, dataset=dataset, creator=creator)
+    _check_texts(True, sae_id_suffix=sae_id_suffix, hook_name=hook_name)
     kind = _FILES[check_choice('format', format, _FILES)]
-    names = dict(model_id=str(model_id), layer=check_int('layer', layer, 0), sae_set=str(sae_set),
+    names = dict(model_id=model_id, layer=check_int('layer', layer, 0), sae_set=sae_set,
                  sae_id_suffix=sae_id_suffix)
     stats, size = explorer.wait().stats, check_int('batch_size', batch_size)
-    chosen = torch.tensor([explorer._check_latent(i) for i in (
-        range(explorer.latent_dim) if latents is None else latents)], device='cpu').long()
+    chosen = _chosen_latents(explorer, latents)
     active, dead = (chosen[(stats.count[chosen] > 0) == state] for state in (True, False))
     facts = _data_facts(explorer, dataset)
     files, records = kind(folder, names, facts, creator, hook_name), []
