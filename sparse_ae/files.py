@@ -258,6 +258,13 @@ def _close_owned() -> None:
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_close_owned)
 
 # %% ../nbs/18_files.ipynb #files024
+def _reason(path:'str|Path', error:Exception) -> str:
+    "First line of an error, or what the file is instead."
+    with suppress(OSError), open(path, 'rb') as file:
+        if file.read(23) == b'version https://git-lfs':
+            return "it is a pointer of Git LFS; `git lfs pull` downloads the file"
+    return (str(error).splitlines() or [''])[0] or type(error).__name__
+
 @contextmanager
 def read_errors(
     path:'str|Path',        # File that is read
@@ -267,8 +274,7 @@ def read_errors(
     try: yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL): raise
-        first = (str(error).splitlines() or [''])[0] or type(error).__name__
-        raise ValueError(f"{path} is not {kind}: {first}") from None
+        raise ValueError(f"{path} is not {kind}: {_reason(path, error)}") from None
 
 def read_bytes(path:Path) -> bytes:
     "Return the contents of a file. Raises `OSError` that names it."

@@ -143,20 +143,28 @@ def _given(self:SparseAutoencoderTransformer, *names:str) -> dict[str, Any]:
     return {name: copy.deepcopy(v) for name, v in values.items() if not _is_auto(v)}
 
 @patch
+def _activation(self:SparseAutoencoderTransformer) -> 'CodeActivation|None':
+    "Return the code activation that was given; `None` for that of the preset."
+    if _is_auto(self.activation): return None
+    return from_config('activation', self.activation, CODE_ACTIVATIONS, CodeActivation)
+
+@patch
 def _preset_name(self:SparseAutoencoderTransformer) -> str:
     "Return the name of the preset."
     if not _is_auto(self.preset): return check_choice('preset', self.preset, ('auto', *PRESETS))
     if self._given('sparsity_type', 'sparsity_weight', 'target_sparsity', 'target_sparsity_level'):
         return 'l1'
-    if _is_auto(self.activation): return 'topk'
-    activation = from_config('activation', self.activation, CODE_ACTIVATIONS, CodeActivation)
-    return 'topk' if activation.fixes_l0 else 'l1'
+    activation = self._activation()
+    return 'topk' if activation is None or activation.fixes_l0 else 'l1'
 
 # %% ../nbs/21_sklearn.ipynb #sk_00033
 @patch
 def _l0_arguments(self:SparseAutoencoderTransformer, n_components:int) -> dict[str, Any]:
     "Return the arguments of `from_preset` that set the number of active latents."
     if self.target_l0 is not None:
+        k = getattr(self._activation(), 'k', self.target_l0)
+        if k != self.target_l0: raise ValueError(f"target_l0 must be None or {k} with activation="
+                                                 f"{self.activation!r}, got {self.target_l0!r}")
         if check_positive('target_l0', self.target_l0) <= n_components:
             return dict(l0=self.target_l0)
         raise ValueError(f"target_l0 must be at most n_components={n_components}, got "

@@ -713,6 +713,37 @@ def test_paths_that_hold_no_model(tmp_path):
     with pytest.raises(TypeError, match='k must be a whole number'): load(tmp_path, 'saelens', k='3')
 
 
+def test_a_fact_that_the_files_do_not_lack(tmp_path):
+    "It would have no effect: a file with k=4 is not read as one with k=2."
+    for format in ('saelens', 'sparse_ae'):
+        save(random_model('topk'), tmp_path/format, format)
+        for fact, value in (('k', 2), ('transcoder', True)):
+            with pytest.raises(ValueError, match=f'{fact} must be .* for the format {format}, whose files do not lack it'):
+                load(tmp_path/format, **{fact: value})
+        with pytest.raises(TypeError, match='transcoder must be True or False'): load(tmp_path/format, transcoder=1)
+        with pytest.raises(ValueError, match='input_scale must be above 0, got 0'): load(tmp_path/format, input_scale=0)
+    with pytest.raises(ValueError, match='it is for qwen_scope'): load(tmp_path/'saelens', k=2)
+
+
+def test_a_folder_with_models_of_two_formats(tmp_path):
+    "The later one of two models that were saved into one folder is not passed over."
+    first, second = random_model('topk'), random_model('topk')
+    save(first, tmp_path, 'saelens')
+    save(second, tmp_path, 'dictionary_learning')
+    with pytest.raises(ValueError, match='which holds a model of each of saelens, dictionary_learning'):
+        load(tmp_path)
+    assert_close(load(tmp_path, 'saelens')(X), first(X))
+    for path, format in ((tmp_path, 'dictionary_learning'), (tmp_path/'ae.pt', 'auto')):
+        assert_close(load(path, format)(X), second(X))
+
+
+@pytest.mark.parametrize('value, error', [(object(), TypeError), (float('nan'), ValueError)])
+def test_metadata_that_json_does_not_have(tmp_path, value, error):
+    with pytest.raises(error, match='metadata must have entries of JSON: '):
+        save(random_model('topk'), tmp_path/'new', metadata=dict(layer=value))
+    assert not (tmp_path/'new').exists()
+
+
 class Evil:
     def __reduce__(self): return print, ('code was run',)
 

@@ -333,6 +333,7 @@ class Format(NamedTuple):
     pattern:str=''                                     # Name of a single file ...
     keys:tuple[str, ...]=()                            # ... and its keys, by which it is known
     optional:tuple[str, ...]=()                        # Files that are read if they exist
+    facts:tuple[str, ...]=()                           # Facts that its files may lack
 
 def _read_own(path:Path, options:ReadOptions) -> SingleLayer:
     return from_model(BaseSparseAutoencoder.from_pretrained(path))
@@ -340,19 +341,24 @@ def _read_own(path:Path, options:ReadOptions) -> SingleLayer:
 FORMATS = {
     'sparse_ae': Format((CONFIG, WEIGHTS), _read_own),
     'saelens': Format(('cfg.json', 'sae_weights.safetensors'), read_saelens, write_saelens,
-                      optional=('activation_scaler.json',)),
+                      optional=('activation_scaler.json',),
+                      facts=('input_scale', 'normalized_inputs')),
     'sparsify': Format(('cfg.json', 'sae.safetensors'), read_sparsify, write_sparsify),
     'dictionary_learning': Format(('config.json', 'ae.pt'), read_dictionary_learning,
                                   write_dictionary_learning),
     'gemma_scope': Format(('params.npz',), read_gemma_scope, write_gemma_scope, '*.npz',
-                          ('threshold', 'b_dec')),
+                          ('threshold', 'b_dec'), facts=('input_scale', 'transcoder')),
     'gemma_scope_2': Format(('params.safetensors',), read_gemma_scope_2, None, '*.safetensors',
-                            ('threshold', 'w_enc'), ('config.json',)),
+                            ('threshold', 'w_enc'), ('config.json',),
+                            ('input_scale', 'transcoder')),
     'llama_scope': Format(('hyperparams.json', 'checkpoints/final.safetensors'), read_llama_scope),
-    'llama_scope_r1': Format(('config.json', 'sae_weights.safetensors'), read_llama_scope_r1),
-    'openai': Format((), read_openai, None, '*.pt', ('pre_bias', 'latent_bias')),
+    'llama_scope_r1': Format(('config.json', 'sae_weights.safetensors'), read_llama_scope_r1,
+                             facts=('input_scale',)),
+    'openai': Format((), read_openai, None, '*.pt', ('pre_bias', 'latent_bias'),
+                     facts=('normalized_inputs',)),
     'goodfire': Format((), read_goodfire, None, '*.pt*', ('encoder_linear.weight',)),
-    'qwen_scope': Format((), read_qwen_scope, None, '*.sae.pt', ('W_enc', 'b_enc', 'b_dec'))}
+    'qwen_scope': Format((), read_qwen_scope, None, '*.sae.pt', ('W_enc', 'b_enc', 'b_dec'),
+                         facts=('k',))}
 
 # %% ../../nbs/networks/08_formats.ipynb #format35
 def _find_file_format(path:Path) -> 'str|None':
@@ -371,18 +377,35 @@ def find_format(
     path = as_path('path', path)
     if not path.exists(): raise FileNotFoundError(f"path must be a file or a folder, got {path}")
     folder = path if path.is_dir() else path.parent
-    for name, format in FORMATS.items():
-        given = path.is_dir() or path.name in format.files
-        if format.files and given and all((folder/file).is_file() for file in format.files):
-            return name, folder
+    there = [name for name, format in FORMATS.items() if format.files
+             and (path.is_dir() or path.name in format.files)
+             and all((folder/file).is_file() for file in format.files)]
+    if len({FORMATS[name].files[-1] for name in there}) > 1:     # different files of weights
+        raise ValueError(f"format must be given for {path}, which holds a model of each of "
+                         f"{', '.join(there)}")
+    if there: return there[0], folder
     if path.is_file() and (name := _find_file_format(path)): return name, path
     known = '; '.join(f"{name}: {', '.join(format.files) or format.pattern}"
                       for name, format in FORMATS.items())
-    there = sorted(p.name for p in folder.iterdir())[:8] if path.is_dir() else [path.name]
+    found = sorted(p.name for p in folder.iterdir())[:8] if path.is_dir() else [path.name]
     raise ValueError(f"path {path} holds a model of no known format, but "
-                     f"{', '.join(there) or 'nothing'}; known are {known}")
+                     f"{', '.join(found) or 'nothing'}; known are {known}")
 
 # %% ../../nbs/networks/08_formats.ipynb #format36
+def _check_facts(
+    format:str,             # Name of the format
+    facts:ReadOptions,      # Facts that were given
+) -> None:
+    "Raise `TypeError` or `ValueError` for a wrong fact, and for one that no file lacks."
+    if facts.k is not None: check_int('k', facts.k)
+    if facts.input_scale is not None: check_positive('input_scale', facts.input_scale)
+    for name in ('normalized_inputs', 'transcoder'): check_bool(name, getattr(facts, name))
+    for name, value in facts._asdict().items():
+        if name in FORMATS[format].facts or value in (None, False): continue
+        others = ', '.join(other for other, f in FORMATS.items() if name in f.facts)
+        raise ValueError(f"{name} must be {ReadOptions._field_defaults[name]} for the format "
+                         f"{format}, whose files do not lack it, got {value!r}; it is for {others}")
+
 def read_weights(
     path:'str|Path',                    # Folder or file
     format:str='auto',                  # Name of the format; `'auto'`: it is recognised
@@ -394,16 +417,14 @@ def read_weights(
 ) -> SingleLayer:                       # Weights in the notation of this library, and metadata
     "Read a model of any format. Raises `ValueError` for one that a model here cannot compute."
     check_choice('format', format, ('auto', *FORMATS))
-    options = ReadOptions(None if k is None else check_int('k', k),
-                          input_scale and check_positive('input_scale', input_scale),
-                          check_bool('normalized_inputs', normalized_inputs),
-                          check_bool('transcoder', transcoder))
     if format == 'auto': format, path = find_format(path)
+    facts = ReadOptions(k, input_scale, normalized_inputs, transcoder)
+    _check_facts(format, facts)
     path = as_path('path', path)
     if not path.exists(): raise FileNotFoundError(f"path must be a file or a folder, got {path}")
     if path.is_file() and path.name in FORMATS[format].files and format != 'dictionary_learning':
         path = path.parent
-    return FORMATS[format].read(path, options)
+    return FORMATS[format].read(path, facts)
 
 # %% ../../nbs/networks/08_formats.ipynb #format48
 class RepoFiles(NamedTuple):
@@ -482,12 +503,12 @@ def load(
                                token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     else: path = local_folder('path', path, (), subfolder=subfolder, revision=revision)
     if format == 'auto': format, path = find_format(path)
+    facts = ReadOptions(k, input_scale, normalized_inputs, transcoder)
     if format == 'sparse_ae':
+        _check_facts(format, facts)
         model = BaseSparseAutoencoder.from_pretrained(path, device)
         return model.to(dtype) if dtype else model
-    layer = read_weights(path, format, k=k, input_scale=input_scale,
-                         normalized_inputs=normalized_inputs, transcoder=transcoder)
-    return to_model(layer, dtype, device)
+    return to_model(read_weights(path, format, **facts._asdict()), dtype, device)
 
 # %% ../../nbs/networks/08_formats.ipynb #format37
 def save(
@@ -507,7 +528,9 @@ def save(
         return model.save_pretrained(folder, push_to_hub=push_to_hub, **options)
     if not isinstance(metadata, (dict, type(None))):
         raise TypeError(f"metadata must be a dictionary, got {type(metadata).__name__}")
-    json.dumps(metadata)      # an error here leaves no half-written folder
+    try: json.dumps(metadata, allow_nan=False)    # before a file is written
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"metadata must have entries of JSON: {error}") from None
     layer, chosen = from_model(model), FORMATS[format]
     if format != 'saelens': refuse_scaling(format, layer)
     return save_files(model, folder, lambda path: chosen.write(layer, path, metadata or {}),
