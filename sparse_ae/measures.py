@@ -966,7 +966,7 @@ def plot_dictionary_map(
                          f"shape {color.shape}")
     fig = new_figure(5.5, 4.4)
     ax = fig.subplots()
-    if color.any() or color.dtype.kind not in 'fiub': _scatter(ax, xy, color, label)
+    if color.dtype.kind not in 'fiub' or color.any(): _scatter(ax, xy, color, label)
     else: ax.scatter(xy[:, 0], xy[:, 1], s=14, color='0.4')
     ax.set(xticks=[], yticks=[], title=f'{len(xy)} atoms, {_METHODS[method]} of cosine distances')
     return save_figure(fig, save_path)

@@ -659,7 +659,8 @@ class AdaptedAutoencoder:
         return self.module.decode(z.dense() if hasattr(z, 'dense') else z)
 
     def __getattr__(self, name:str) -> Any:
-        if name == 'module': raise AttributeError(name)  # not set yet in copy and pickle
+        # not the module's __getstate__; and `module` is not set yet in copy and pickle
+        if name == 'module' or name.startswith('__'): raise AttributeError(name)
         return getattr(self.module, name)
 
 # %% ../nbs/00_models.ipynb #models53
