@@ -353,7 +353,9 @@ def _training_rows(y:np.ndarray, test_fraction:float, seed:int) -> np.ndarray:  
 # %% ../nbs/16_measures.ipynb #meas_042
 class _ClassMeans:
     "Means of each class, and standard deviations of all samples, added block by block."
-    def __init__(self, n_classes:int): self.n_classes, self.shift = n_classes, None
+    shift:Any = None    # mean of the first block, `(latent_dim,)`
+
+    def __init__(self, n_classes:int): self.n_classes = n_classes
 
     def add(self, block:np.ndarray, y:np.ndarray) -> None:
         "Add rows `(m, latent_dim)` with their class numbers."

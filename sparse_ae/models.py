@@ -51,7 +51,8 @@ def unit_norm(
     norm = torch.linalg.vector_norm(W, dim=dim, keepdim=True)
     return W / norm.masked_fill(norm == 0, 1)
 
-DECODER_NORMS = {'row': -1, 'atom': -2, None: None}  # dimension along which the norm is taken
+# dimension along which the norm is taken
+DECODER_NORMS:dict[Any, Any] = {'row': -1, 'atom': -2, None: None}
 
 # %% ../nbs/00_models.ipynb #block001
 def block_norms(
@@ -185,10 +186,8 @@ def new_scaling(
     dtype:Any=None,      # Dtype of the model; `None`: that of the parameters
 ) -> Scaling:            # Scaling that is not fitted
     "Make a scaling for the inputs of the model, and for the targets if they have another unit."
-    by_block = SCALINGS[name].needs_blocks
-    if by_block and self.blocks is None:
-        raise ValueError(f"blocks must be given for scaling={name!r}, got None")
-    targets = self.blocks if by_block else (self.output_dim,)
+    targets = self.blocks if SCALINGS[name].needs_blocks else (self.output_dim,)
+    if targets is None: raise ValueError(f"blocks must be given for scaling={name!r}, got None")
     groups = (self.input_dim, *targets) if self.is_transcoder else targets
     return SCALINGS[name]().build(*groups, device=device or self.device, dtype=dtype or self.dtype)
 
@@ -490,7 +489,7 @@ def forward(
 @patch
 def _normalize(self:BaseSparseAutoencoder, W:Tensor) -> Tensor:
     "`W`, the last decoder layer `(input_dim, fan_in)`, normalised as `decoder_norm` says."
-    if self.decoder_norm == 'block': return unit_block_norm(W, self.blocks)
+    if self.decoder_norm == 'block' and self.blocks: return unit_block_norm(W, self.blocks)
     if self.decoder_norm is None or self.assumes_unit_norm: return W
     return unit_norm(W, DECODER_NORMS[self.decoder_norm])
 
