@@ -31,7 +31,7 @@ from ..training import Losses, Trainer
 # %% ../../nbs/engines/03_stacked.ipynb #stk00006
 class _StackedNorm(nn.BatchNorm1d):
     "Batch normalisation of stacked layers, each over its own samples."
-    running_mean:Tensor
+    running_mean:Tensor    # not None here: the models have running statistics, and a momentum
     running_var:Tensor
     num_batches_tracked:Tensor
     momentum:float
