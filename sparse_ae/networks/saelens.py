@@ -9,6 +9,7 @@ __all__ = ['read_saelens', 'write_saelens']
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def _saelens_is_current(values:dict) -> bool:
     if not isinstance(metadata, dict): metadata = {}
     version = values.get('sae_lens_version') or metadata.get('sae_lens_version')
     digits = re.match(r'\d{1,9}', str(version))
-    return bool(digits) and int(digits[0]) >= 6
+    return digits is not None and int(digits[0]) >= 6
 
 def _saelens_config(path:Path) -> FileContents:
     "Read a configuration of any version, in the form of version 6."
@@ -59,7 +60,7 @@ def _saelens_jumprelu(config:FileContents, file:FileContents, n:int) -> tuple[Co
     else: threshold = file.tensor('threshold', n, finite=False)
     metadata = FileContents(_SAELENS, config.path, config.object('metadata'))
     trained = metadata.get('training_architecture')
-    k = metadata.object('training_architecture_details').get('k')
+    k:Any = metadata.object('training_architecture_details').get('k')
     whole = isinstance(k, (int, float)) and k == int(k) and 1 <= k <= n
     if trained in ('batchtopk', 'matryoshka_batchtopk') and whole and (
             threshold[0] > 0 and (threshold == threshold[0]).all()):
@@ -199,12 +200,12 @@ def _saelens_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
 
 def _saelens_transcoder_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
     "The same for a transcoder with or without a skip."
-    if thresholds(layer) is None:
+    if (threshold := thresholds(layer)) is None:
         refuse_model(_SAELENS, layer, 'relu, batch_topk or jumprelu for a transcoder')
     name, tensors = 'transcoder', dict(b_enc=layer.encoder_bias)
     if layer.skip_mat is not None: name, tensors['W_skip'] = f'skip_{name}', layer.skip_mat
     if not isinstance(layer.activation, ReLU):
-        name, tensors['threshold'] = f'jumprelu_{name}', thresholds(layer)
+        name, tensors['threshold'] = f'jumprelu_{name}', threshold
     return name, dict(d_out=layer.output_dim), tensors
 
 def _saelens_pursuit_parts(layer:SingleLayer) -> tuple[str, dict, dict]:

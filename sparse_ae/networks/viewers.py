@@ -196,7 +196,7 @@ class _Moments:
     "Sums of products of some columns with all columns, equation (3)."
     def __init__(self, chosen:Tensor):
         self.chosen, self.n = chosen, 0
-        self.offset:'Tensor|None' = None    # mean of the first block
+        self.offset:Any = None              # mean of the first block, a tensor
         self.sums:Any = 0                   # then shape `(2 + chosen, columns)`
 
     def add(self, values:Tensor) -> None:
@@ -280,7 +280,7 @@ def _logit_records(scores:'Tensor|None', names:'Sequence[str]|None') -> dict[str
     "Outputs that an atom raises and lowers most, and the histogram of its scores."
     keys = ('pos_str', 'pos_values', 'neg_str', 'neg_values', 'logits_hist_data_bar_heights',
             'logits_hist_data_bar_values')
-    if scores is None: return {key: [] for key in keys}
+    if scores is None or names is None: return {key: [] for key in keys}
     n, columns = min(10, len(scores)), []
     for largest in (True, False):
         values, indices = scores.topk(n, largest=largest)
