@@ -708,6 +708,8 @@ def test_paths_that_hold_no_model(tmp_path):
     for bad in (tmp_path/'a.txt', tmp_path/'b.pt'):
         torch.save({'w': torch.ones(2)}, bad)
         with pytest.raises(ValueError, match='of no known format, but [ab]'): load(bad)
+    with pytest.raises(ValueError, match='openai: path must end with .json, .safetensors'): load(tmp_path/'a.txt', 'openai')
+    with pytest.raises(ValueError, match='openai: path must be a file, got the folder'): load(tmp_path, 'openai')
     with pytest.raises(ValueError, match="format must be 'auto', 'sparse_ae'"): load(tmp_path, 'onnx')
     with pytest.raises(TypeError, match='path must be a path, got 3'): load(3)
     with pytest.raises(TypeError, match='k must be a whole number'): load(tmp_path, 'saelens', k='3')

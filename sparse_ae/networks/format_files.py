@@ -40,9 +40,12 @@ class FileContents:
         path:Path,                  # File; its suffix says how it is read
         values:'dict|None'=None,    # Contents; `None`: read the file
     ):
+        if path.is_dir(): raise ValueError(f"{format}: path must be a file, got the folder {path}")
         if not path.is_file():
             raise FileNotFoundError(f"{format}: a model needs the file {path.name}; there is none "
                                     f"at {path}")
+        if values is None and path.suffix not in READERS:
+            raise ValueError(f"{format}: path must end with {', '.join(READERS)}, got {path}")
         self.format, self.path = format, path
         self.values = dict(READERS[path.suffix](path) if values is None else values)
         self.taken:set[str] = set()    # names of the values that were used

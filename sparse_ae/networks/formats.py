@@ -371,6 +371,16 @@ def _find_file_format(path:Path) -> 'str|None':
         if 'trainer' in FileContents('auto', config).values: return 'dictionary_learning'
     return None
 
+def _find_folder_format(folder:Path, name:str='') -> 'str|None':
+    "Recognise the format by the files of a folder, one of which has this name."
+    found = [key for key, format in FORMATS.items() if format.files
+             and (not name or name in format.files)
+             and all((folder/file).is_file() for file in format.files)]
+    if len({FORMATS[key].files[-1] for key in found}) > 1:     # different files of weights
+        raise ValueError(f"format must be given for {folder}, which holds a model of each of "
+                         f"{', '.join(found)}")
+    return found[0] if found else None
+
 def find_format(
     path:'str|Path',     # Folder or file
 ) -> tuple[str, Path]:   # Name of the format, and the path for its reader
@@ -378,19 +388,13 @@ def find_format(
     path = as_path('path', path)
     if not path.exists(): raise FileNotFoundError(f"path must be a file or a folder, got {path}")
     folder = path if path.is_dir() else path.parent
-    there = [name for name, format in FORMATS.items() if format.files
-             and (path.is_dir() or path.name in format.files)
-             and all((folder/file).is_file() for file in format.files)]
-    if len({FORMATS[name].files[-1] for name in there}) > 1:     # different files of weights
-        raise ValueError(f"format must be given for {path}, which holds a model of each of "
-                         f"{', '.join(there)}")
-    if there: return there[0], folder
+    if name := _find_folder_format(folder, '' if path.is_dir() else path.name): return name, folder
     if path.is_file() and (name := _find_file_format(path)): return name, path
     known = '; '.join(f"{name}: {', '.join(format.files) or format.pattern}"
                       for name, format in FORMATS.items())
-    found = sorted(p.name for p in folder.iterdir())[:8] if path.is_dir() else [path.name]
+    there = sorted(p.name for p in folder.iterdir())[:8] if path.is_dir() else [path.name]
     raise ValueError(f"path {path} holds a model of no known format, but "
-                     f"{', '.join(found) or 'nothing'}; known are {known}")
+                     f"{', '.join(there) or 'nothing'}; known are {known}")
 
 # %% ../../nbs/networks/08_formats.ipynb #format36
 def _check_facts(

@@ -158,10 +158,10 @@ def read_saelens(
     "Read a model of SAELens."
     config, file = (_saelens_config(path/'cfg.json'),
                     FileContents(_SAELENS, path/'sae_weights.safetensors'))
-    architecture = config.choice('architecture', (*_SAELENS_ACTIVATIONS, 'matching_pursuit',
-                                                  *_SAELENS_REFUSED), 'standard')
-    if architecture in _SAELENS_REFUSED:
-        config.refuse('architecture', _SAELENS_REFUSED[architecture])
+    for architecture, reason in _SAELENS_REFUSED.items():
+        if config.get('architecture') == architecture: config.refuse('architecture', reason)
+    architecture = config.choice('architecture', (*_SAELENS_ACTIVATIONS, 'matching_pursuit'),
+                                 'standard')
     subtracts = config.choice('apply_b_dec_to_input', (True, False), True)
     rescales = config.choice('rescale_acts_by_decoder_norm', (True, False), False)
     if architecture == 'matching_pursuit': layer = _saelens_pursuit(config, file)
