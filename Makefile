@@ -88,12 +88,18 @@ test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/br
 INTEROP = .interop
 PEERS = $(INTEROP)/sae_lens/.ready $(INTEROP)/dictionary_learning/.ready $(INTEROP)/sparsify/.ready
 
-test-interop: setup $(PEERS) $(INTEROP)/viewers/.ready  ## models of other libraries, and viewers, with them
+test-interop: setup $(PEERS) $(INTEROP)/viewers/.ready $(INTEROP)/sdists/.ready  ## models of other libraries, and viewers, with them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop
 
-test-interop-short: setup $(INTEROP)/small/.ready  ## the models in this environment, in half a minute
+test-interop-short: setup $(INTEROP)/small/.ready $(INTEROP)/sdists/.ready  ## the models in this environment, in half a minute
 	INTEROP_SMALL=$(INTEROP)/small OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
-	  tests/interop/test_interop.py
+	  tests/interop/test_interop.py tests/interop/test_peers_tests.py
+
+$(INTEROP)/sdists/.ready:   # which have the library's own tests
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps \
+	  --no-binary eai-sparsify --dest $(@D) eai-sparsify==1.3.3
+	tar xzf $(@D)/eai_sparsify-1.3.3.tar.gz -C $(@D)
+	touch $@
 
 $(INTEROP)/small/.ready:
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(@D) \
@@ -110,7 +116,7 @@ $(INTEROP)/viewers/.ready:
 
 $(INTEROP)/sae_lens/.ready: PACKAGE = sae-lens==6.54.12
 $(INTEROP)/dictionary_learning/.ready: PACKAGE = dictionary-learning==0.1.0
-$(INTEROP)/sparsify/.ready: PACKAGE = eai-sparsify==1.3.3
+$(INTEROP)/sparsify/.ready: PACKAGE = eai-sparsify==1.3.3 'fastcore>=1.7' 'ipywidgets>=8' pytest
 $(PEERS):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 $(PACKAGE)

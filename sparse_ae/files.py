@@ -163,6 +163,14 @@ def check_writable(
         raise OSError(errno.ENOSPC, f"{size:,} bytes are needed, but only {free:,} are free",
                       str(folder))
 
+# %% ../nbs/18_files.ipynb #files020a
+def _lock_process(file:int) -> bool:
+    "Lock an open file for this process, without its children; False if another one has it."
+    if fcntl is None: return True
+    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error: return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
 # %% ../nbs/18_files.ipynb #files020
 _held:dict['tuple|None', int] = {}     # process that holds a lock file
 _acquiring = threading.Lock()
@@ -202,13 +210,6 @@ class FolderLock:
     def _refuse(self, owner:str) -> None:
         raise BlockingIOError(errno.EAGAIN, f"another run uses this folder ({owner})",
                               str(self.folder))
-
-def _lock_process(file:int) -> bool:
-    "Lock an open file for this process, without its children; False if another one has it."
-    if fcntl is None: return True
-    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error: return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
 
 # %% ../nbs/18_files.ipynb #files021
 @patch

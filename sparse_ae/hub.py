@@ -77,12 +77,16 @@ _PROBLEMS = {   # a gated repository is also one that is not found, so the order
     'RevisionNotFoundError': (FileNotFoundError, "the repository has no such branch, tag or "
                                                  "commit")}
 
+def _http_error(error:Exception) -> Exception:
+    "Return the cause of an error if it is a response of the Hub, otherwise the error itself."
+    cause = error.__cause__
+    has_response = getattr(cause, 'response', None) is not None
+    return cause if isinstance(cause, Exception) and has_response else error
+
 def _translated(error:Exception, address:str) -> Exception:
     "Return the error of Python for an error of `huggingface_hub`."
     hub = require('huggingface_hub.utils', 'hub')
-    cause = error.__cause__ if isinstance(error, hub.LocalEntryNotFoundError) else None
-    if isinstance(cause, Exception) and getattr(cause, 'response', None) is not None:
-        error = cause   # the Hub was reached
+    if isinstance(error, hub.LocalEntryNotFoundError): error = _http_error(error)
     for name, (kind, problem) in _PROBLEMS.items():
         if isinstance(error, getattr(hub, name)): return kind(f"{address}: {problem}")
     status = getattr(getattr(error, 'response', None), 'status_code', None)
