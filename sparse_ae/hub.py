@@ -77,6 +77,7 @@ _PROBLEMS = {   # a gated repository is also one that is not found, so the order
     'RevisionNotFoundError': (FileNotFoundError, "the repository has no such branch, tag or "
                                                  "commit")}
 
+# %% ../nbs/20_hub.ipynb #hub00035
 def _http_error(error:Exception) -> Exception:
     "Return the cause of an error if it is a response of the Hub, otherwise the error itself."
     cause = error.__cause__
