@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from sparse_ae import SparseAutoencoder, TiedWeightSparseAutoencoder
 from sparse_ae.activations import MatchingPursuit
 from sparse_ae.networks.conversions import from_model
-from sparse_ae.networks.formats import FORMATS, find_format, load, read_weights, save
+from sparse_ae.networks.formats import FORMATS, find_format, find_repo_files, load, read_weights, save
 
 D, N = 6, 12
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -822,3 +822,20 @@ def test_other_tensors(format, kind, tmp_path):
             with pytest.raises(ValueError, match=f'{format}: {re.escape(name)} in {path.name}'): load(tmp_path)
     write(whole | {'surplus': torch.ones(2)}, path)
     with pytest.raises(ValueError, match=f'{format}: surplus in {path.name} is a tensor'): load(tmp_path)
+
+
+def test_a_repository_folder_with_two_models_needs_the_format():
+    both = ['a/cfg.json', 'a/sae_weights.safetensors', 'a/sae.safetensors']
+    for place in ('a', 'a/cfg.json'):
+        with pytest.raises(ValueError, match='^format must be given for a, which holds a model of each of saelens, sparsify'):
+            find_repo_files(both, place)
+        assert find_repo_files(both, place, 'sparsify').files == ('cfg.json', 'sae.safetensors')
+    assert find_repo_files(both, 'a/sae.safetensors').files == ('cfg.json', 'sae.safetensors')
+
+
+@pytest.mark.parametrize('format', ['sparse_ae', 'gemma_scope'])
+def test_metadata_that_no_file_holds(tmp_path, format):
+    model = SparseAutoencoder(4, 8, hidden_dims=())
+    with pytest.raises(ValueError, match='^metadata must be None for the format'):
+        save(model, tmp_path/'a', format, metadata={'hook_name': 'x'})
+    assert not (tmp_path/'a').exists()

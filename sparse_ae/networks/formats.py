@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -371,11 +371,15 @@ def _find_file_format(path:Path) -> 'str|None':
         if 'trainer' in FileContents('auto', config).values: return 'dictionary_learning'
     return None
 
-def _find_folder_format(folder:Path, name:str='') -> 'str|None':
-    "Recognise the format by the files of a folder, one of which has this name."
-    found = [key for key, format in FORMATS.items() if format.files
-             and (not name or name in format.files)
-             and all((folder/file).is_file() for file in format.files)]
+def _folder_format(
+    folder:PurePath,                     # Folder, for the error
+    has_file:Callable[[str], bool],      # Whether a file is in it
+    name:str='',                         # Name of a file that the format must have
+    format:str='auto',                   # Name of the format; `'auto'`: any
+) -> 'str|None':
+    "Recognise the format of a folder. Raises `ValueError` if it holds models of two formats."
+    found = [key for key, f in FORMATS.items() if f.files and format in ('auto', key)
+             and (not name or name in f.files) and all(map(has_file, f.files))]
     if len({FORMATS[key].files[-1] for key in found}) > 1:     # different files of weights
         raise ValueError(f"format must be given for {folder}, which holds a model of each of "
                          f"{', '.join(found)}")
@@ -388,7 +392,9 @@ def find_format(
     path = as_path('path', path)
     if not path.exists(): raise FileNotFoundError(f"path must be a file or a folder, got {path}")
     folder = path if path.is_dir() else path.parent
-    if name := _find_folder_format(folder, '' if path.is_dir() else path.name): return name, folder
+    name = _folder_format(folder, lambda file: (folder/file).is_file(),
+                          '' if path.is_dir() else path.name)
+    if name: return name, folder
     if path.is_file() and (name := _find_file_format(path)): return name, path
     known = '; '.join(f"{name}: {', '.join(format.files) or format.pattern}"
                       for name, format in FORMATS.items())
@@ -444,14 +450,14 @@ def find_repo_files(
     subfolder:str='',         # Folder or file in the repository
     format:str='auto',        # Name of the format; `'auto'`: it is recognised
 ) -> 'RepoFiles|None':        # `None` if there is no model of the format
-    "Return the files in a repository that a model needs."
+    """Return the files in a repository that a model needs.
+
+    Raises `ValueError` for a folder with models of two formats."""
     paths, place = set(paths), PurePosixPath(repo_prefix(subfolder))
-    names = FORMATS if format == 'auto' else [format]
     folder = place.parent if str(place) in paths else place
-    for chosen in (FORMATS[name] for name in names):
-        there = chosen.files and all(str(folder/file) in paths for file in chosen.files)
-        if there and (folder == place or place.name in chosen.files):
-            return RepoFiles(str(folder), chosen.files, chosen.optional)
+    name = _folder_format(folder, lambda file: str(folder/file) in paths,
+                          '' if folder == place else place.name, format)
+    if name: return RepoFiles(str(folder), FORMATS[name].files, FORMATS[name].optional)
     if str(place) not in paths: return None
     configs = tuple(str(parent/'config.json') for parent in place.parents[:2])
     return RepoFiles('', (str(place),), configs, str(place))
@@ -529,7 +535,10 @@ def save(
 
     Raises `ValueError` for a model that the format cannot hold."""
     writable = ['sparse_ae', *(name for name, f in FORMATS.items() if f.write)]
-    if check_choice('format', format, writable) == 'sparse_ae':
+    if check_choice('format', format, writable) in ('sparse_ae', 'gemma_scope') and metadata:
+        raise ValueError(f"metadata must be None for the format {format}, whose files hold none, "
+                         f"got {metadata!r:.200}")
+    if format == 'sparse_ae':
         return model.save_pretrained(folder, push_to_hub=push_to_hub, **options)
     if not isinstance(metadata, (dict, type(None))):
         raise TypeError(f"metadata must be a dictionary, got {type(metadata).__name__}")
