@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup setup-hashed requirements audit demo test test-faults test-browser test-interop \
-	test-interop-short lab docs notebooks export readme hooks example bench clean
+.PHONY: help setup setup-hashed requirements audit demo test test-faults coverage test-browser \
+	test-interop test-interop-short lab docs notebooks export readme hooks example bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -46,6 +46,13 @@ test-faults: setup  ## kills, exceptions, damaged files, memory, combinations; s
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/test_numbers.py --all
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/memory.py --n 200
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py --minutes 120
+
+coverage: setup  ## lines of the package that the notebooks' tests and pytest execute, at least 95 %
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/coverage run tools/line_coverage.py --workers 2
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=95
 
 test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/browser/screenshots
 	$(BIN)/python -m pytest -rs tests/browser
@@ -127,5 +134,5 @@ bench: setup     ## what training and the widgets cost, how good dictionaries ar
 	$(BIN)/python benchmarks/networks.py
 
 clean:           ## what can be made again
-	rm -rf $(VENV) $(INTEROP) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(INTEROP) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis .coverage* \
 	  tests/browser/screenshots
