@@ -11,8 +11,8 @@ from notebooks import ROOT, notebooks
 from sizes import export_cells
 
 pytest.importorskip('coverage')
-import coverage  # noqa: E402
-import line_coverage  # noqa: E402
+import coverage
+import line_coverage
 
 EXPORT = ['#| default_exp shapes',
           '#| export\nimport os\nfrom demo.base import one',
