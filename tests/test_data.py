@@ -140,3 +140,14 @@ def test_explorer_and_statistics(files, split):
             assert torch.equal(getattr(statistics, name), getattr(expected, name)), name
         views = [FeatureExplorer(model, x).wait().describe(3) for x in (data, split[1])]
         assert views[0][:4] == views[1][:4]
+
+
+def test_slices_of_joined_rows(tmp_path):
+    "A list of memory maps is read as one array would be, with any slice."
+    x = torch.randn(21, 3)
+    for number, part in enumerate(x.split(8)): np.save(tmp_path/f'{number}.npy', part.numpy())
+    rows = open_rows('x', [np.load(tmp_path/f'{k}.npy', mmap_mode='r') for k in range(3)])
+    for part in (slice(None), slice(7, 9), slice(None, None, 3), slice(15, 3, -4), slice(5, 5),
+                 slice(9, 2), slice(-4, None)):
+        assert_close(rows[part], torch.from_numpy(x.numpy()[part].copy()), rtol=0, atol=0)
+    assert rows[torch.tensor([], dtype=torch.long)].shape == (0, 3)

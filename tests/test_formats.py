@@ -162,7 +162,8 @@ def test_saelens_log_thresholds_and_batch_topk_metadata(tmp_path):
     trained = dict(architecture='jumprelu', metadata=dict(
         VERSION['metadata'], training_architecture='batchtopk', training_architecture_details={'k': 3.}))
     for threshold, k, kind in ((torch.full((N,), 0.5), 3, 'batch_topk'), (torch.full((N,), 0.), 3, 'jumprelu'),
-                               (torch.full((N,), 0.5), 2.5, 'jumprelu'), (torch.linspace(0, 1, N), 3, 'jumprelu')):
+                               (torch.full((N,), 0.5), 2.5, 'jumprelu'), (torch.linspace(0, 1, N), 3, 'jumprelu'),
+                               (torch.full((N,), 0.5), np.inf, 'jumprelu'), (torch.full((N,), 0.5), np.nan, 'jumprelu')):
         trained['metadata']['training_architecture_details']['k'] = k
         write_saelens(tmp_path, trained, w | dict(threshold=threshold.double()))
         model = load(tmp_path)
@@ -651,7 +652,8 @@ def test_damaged_and_changed_transcoders(tmp_path):
         save(random_transcoder(kind, width), folder, format)
         config, weights = (folder/name for name in FORMATS[format].files)
         whole, tensors = json.loads(config.read_text()), load_file(weights)
-        for key, value in itertools.product(whole, (None, -1, 0, 2.5, 1e300, 'x', [], {}, True)):
+        for key, value in itertools.product(whole, (
+                None, -1, 0, 2.5, 1e300, np.inf, np.nan, 'x', [], {}, True)):
             config.write_text(json.dumps(whole | {key: value}))
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
@@ -694,6 +696,11 @@ def test_paths_that_hold_no_model(tmp_path):
     with pytest.raises(ValueError, match="format must be 'auto', 'sparse_ae'"): load(tmp_path, 'onnx')
     with pytest.raises(TypeError, match='path must be a path, got 3'): load(3)
     with pytest.raises(TypeError, match='k must be a whole number'): load(tmp_path, 'saelens', k='3')
+    with pytest.raises(ValueError, match='input_scale must be above 0'): load(tmp_path, 'saelens', input_scale=0)
+    for format in ('openai', 'gemma_scope', 'dictionary_learning'):
+        (tmp_path/'config.json').write_text('{}')
+        with pytest.raises(ValueError, match=f'{format}: a file must have one of the suffixes .json.*a.txt'):
+            load(tmp_path/'a.txt', format)
 
 
 class Evil:
@@ -744,7 +751,8 @@ def test_other_values_in_a_configuration(format, kind, tmp_path):
     whole = json.loads(path.read_text())
     owners = [lambda c: c] + [lambda c, key=key: c[key] for key in whole if isinstance(whole[key], dict)]
     for owner in owners:
-        for key, value in itertools.product(owner(whole), (None, -1, 0, 2.5, 1e300, 'x', [], {}, True)):
+        for key, value in itertools.product(owner(whole), (
+                None, -1, 0, 2.5, 1e300, np.inf, np.nan, 'x', [], {}, True)):
             changed = json.loads(json.dumps(whole))
             owner(changed)[key] = value
             path.write_text(json.dumps(changed))

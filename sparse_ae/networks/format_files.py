@@ -43,6 +43,9 @@ class FileContents:
         if not path.is_file():
             raise FileNotFoundError(f"{format}: a model needs the file {path.name}; there is none "
                                     f"at {path}")
+        if values is None and path.suffix not in READERS:
+            raise ValueError(f"{format}: a file must have one of the suffixes {', '.join(READERS)}, "
+                             f"got {path}")
         self.format, self.path = format, path
         self.values = dict(READERS[path.suffix](path) if values is None else values)
         self.taken:set[str] = set()    # names of the values that were used

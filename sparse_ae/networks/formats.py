@@ -395,7 +395,8 @@ def read_weights(
     "Read a model of any format. Raises `ValueError` for one that a model here cannot compute."
     check_choice('format', format, ('auto', *FORMATS))
     options = ReadOptions(None if k is None else check_int('k', k),
-                          input_scale and check_positive('input_scale', input_scale),
+                          None if input_scale is None else
+                          check_positive('input_scale', input_scale),
                           check_bool('normalized_inputs', normalized_inputs),
                           check_bool('transcoder', transcoder))
     if format == 'auto': format, path = find_format(path)
