@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from sparse_ae import SparseAutoencoder, TiedWeightSparseAutoencoder
 from sparse_ae.activations import MatchingPursuit
-from sparse_ae.networks.conversions import constant_norm_rows, from_model
+from sparse_ae.networks.conversions import constant_norm_rows, fold_scaling, from_model
 from sparse_ae.networks.formats import FORMATS, find_format, load, read_weights, save
 
 D, N = 6, 12
@@ -638,6 +638,15 @@ def test_round_trip_or_refusal_of_transcoders(format, kind, skip, dtype, tmp_pat
 def test_surrounding_devices_change_no_transcoder(format, kind, width, tmp_path):
     model = random_transcoder(kind, width, scaling='columns')
     check_surrounding_devices_and_modes(model, format, tmp_path)
+
+
+def test_a_scaling_of_a_transcoder_needs_that_of_its_targets():
+    layer = from_model(SparseAutoencoder(D, N, hidden_dims=(), output_dim=3, dtype=torch.float64))
+    with pytest.raises(ValueError, match='target_shift and target_scale must be given for a transcoder'):
+        fold_scaling(layer, 0., 2.)
+    scaled = fold_scaling(layer, 0., 2., 0., 5.)
+    assert_close(scaled.encoder_mat, layer.encoder_mat/2)
+    assert_close(scaled.decoder_mat, 5*layer.decoder_mat)
 
 
 def test_widths_that_sparsify_cannot_hold(tmp_path):
