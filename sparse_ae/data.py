@@ -301,6 +301,7 @@ class _ArrayRows(Rows):
         block = block.toarray() if hasattr(block, 'toarray') else np.asanyarray(block)
         return as_tensor_rows(self.name, block)
 
+# %% ../nbs/04_data.ipynb #rows09b
 class _JoinedRows(Rows):
     "Rows of several sources, one source after the other."
     in_slices = True
@@ -312,7 +313,11 @@ class _JoinedRows(Rows):
 
     def __getitem__(self, indices:'Tensor|slice') -> Tensor:
         "Read rows."
-        if isinstance(indices, slice): return self._read_slice(*indices.indices(len(self))[:2])
+        if isinstance(indices, slice):
+            start, stop, step = indices.indices(len(self))
+            if step == 1 and start < stop: return self._read_slice(start, stop)
+            indices = torch.tensor(range(start, stop, step), dtype=torch.long, device='cpu')
+        if not len(indices): return self.sources[0][:0]
         indices = indices.cpu()
         number = torch.bucketize(indices, self.ends, right=True)   # of the source of each row
         parts = [self.sources[k][indices[number == k] - (self.ends[k] - len(self.sources[k]))]

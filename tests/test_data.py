@@ -140,3 +140,34 @@ def test_explorer_and_statistics(files, split):
             assert torch.equal(getattr(statistics, name), getattr(expected, name)), name
         views = [FeatureExplorer(model, x).wait().describe(3) for x in (data, split[1])]
         assert views[0][:4] == views[1][:4]
+
+
+def test_slices_of_joined_rows(tmp_path):
+    "A list of memory maps is read as one array would be, with any slice."
+    x = torch.randn(21, 3)
+    for number, part in enumerate(x.split(8)): np.save(tmp_path/f'{number}.npy', part.numpy())
+    rows = open_rows('x', [np.load(tmp_path/f'{k}.npy', mmap_mode='r') for k in range(3)])
+    for part in (slice(None), slice(7, 9), slice(None, None, 3), slice(15, 3, -4), slice(5, 5),
+                 slice(9, 2), slice(-4, None)):
+        assert_close(rows[part], torch.from_numpy(x.numpy()[part].copy()), rtol=0, atol=0)
+    assert rows[torch.tensor([], dtype=torch.long)].shape == (0, 3)
+
+
+class Unsized(torch.utils.data.Dataset):
+    def __getitem__(self, number): return torch.ones(3)
+
+
+class Vector:
+    "Array of another library with one dimension."
+    shape, dtype = (5,), np.dtype('float32')
+    def __getitem__(self, indices): return np.ones(5, self.dtype)[indices]
+
+
+@pytest.mark.parametrize('data, error, message', [
+    (Unsized(), TypeError, 'a Dataset without __len__'),
+    (TensorDataset(torch.ones(0, 3)), ValueError, 'a Dataset without samples'),
+    ([], ValueError, 'an empty list'), (Vector(), ValueError, r'got \(5,\); use \[:\]\[None\]'),
+    ([torch.ones(3)]*2, ValueError, r'one of shape \(3,\); use torch.stack or np.stack'),
+    ([torch.ones(2, 3), torch.ones(2, 4)], ValueError, r'rows of shapes \(3,\), \(4,\)')])
+def test_data_that_are_no_rows(data, error, message):
+    with pytest.raises(error, match=f'^train_data must .*{message}'): open_rows('train_data', data)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import sparse_ae
 from conftest import ROOT
 from sparse_ae import (SparseAutoencoder, Trainer, evaluate_sparse_autoencoder, get_penalty, sweep,
                        train_sparse_autoencoder_with_early_stopping as train)
-from sparse_ae.activations import CODE_ACTIVATIONS
+from sparse_ae.activations import CODE_ACTIVATIONS, CodeActivation, CodeEncoder
 from sparse_ae.losses import METRICS, PENALTIES
+from sparse_ae.scaling import Scaling
 from sparse_ae.training import ENGINES
 
 PAGE = (ROOT/'nbs'/'reference'/'architecture.qmd').read_text(encoding='utf-8')
@@ -93,3 +95,22 @@ def test_sizes_that_the_page_gives():
     for name, block in blocks:
         lines = [line for line in block.splitlines() if line.strip() and 'import' not in line]
         assert len(lines) == int(table[name.strip().lower()]), name
+
+
+def test_a_method_that_a_subclass_must_have_is_named():
+    class Empty(CodeActivation): name = 'empty'
+    class Encoder(CodeEncoder): name = 'without run'
+    class Unmeasured(Scaling): name = 'unmeasured'
+    x = torch.ones(3, 4)
+    with pytest.raises(NotImplementedError, match=r'Empty must have a forward\(pre\)'):
+        SparseAutoencoder(4, 5, activation=Empty()).encode(x)
+    with pytest.raises(NotImplementedError, match=r'Encoder must have a run\(pre, weights, activ'):
+        SparseAutoencoder(4, 5, hidden_dims=(), encoder=Encoder()).encode(x)
+    with pytest.raises(NotImplementedError, match=r'Unmeasured must have a measure\(squares\)'):
+        Unmeasured().measure(x)
+
+
+def test_a_name_that_the_package_does_not_have():
+    with pytest.raises(AttributeError, match="module 'sparse_ae' has no attribute 'Dashboard'"):
+        sparse_ae.Dashboard
+    with pytest.raises(ImportError, match='Dashboard'): exec('from sparse_ae import Dashboard')

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from sparse_ae import SparseAutoencoder, TiedWeightSparseAutoencoder
 from sparse_ae.activations import MatchingPursuit
-from sparse_ae.networks.conversions import from_model
+from sparse_ae.networks.conversions import fold_scaling, from_model
 from sparse_ae.networks.formats import FORMATS, find_format, find_repo_files, load, read_weights, save
 
 D, N = 6, 12
@@ -162,7 +162,8 @@ def test_saelens_log_thresholds_and_batch_topk_metadata(tmp_path):
     trained = dict(architecture='jumprelu', metadata=dict(
         VERSION['metadata'], training_architecture='batchtopk', training_architecture_details={'k': 3.}))
     for threshold, k, kind in ((torch.full((N,), 0.5), 3, 'batch_topk'), (torch.full((N,), 0.), 3, 'jumprelu'),
-                               (torch.full((N,), 0.5), 2.5, 'jumprelu'), (torch.linspace(0, 1, N), 3, 'jumprelu')):
+                               (torch.full((N,), 0.5), 2.5, 'jumprelu'), (torch.linspace(0, 1, N), 3, 'jumprelu'),
+                               (torch.full((N,), 0.5), np.inf, 'jumprelu'), (torch.full((N,), 0.5), np.nan, 'jumprelu')):
         trained['metadata']['training_architecture_details']['k'] = k
         write_saelens(tmp_path, trained, w | dict(threshold=threshold.double()))
         model = load(tmp_path)
@@ -656,6 +657,15 @@ def test_surrounding_devices_change_no_transcoder(format, kind, width, tmp_path)
     check_surrounding_devices_and_modes(model, format, tmp_path)
 
 
+def test_a_scaling_of_a_transcoder_needs_that_of_its_targets():
+    layer = from_model(SparseAutoencoder(D, N, hidden_dims=(), output_dim=3, dtype=torch.float64))
+    with pytest.raises(ValueError, match='target_shift and target_scale must be given for a transcoder'):
+        fold_scaling(layer, 0., 2.)
+    scaled = fold_scaling(layer, 0., 2., 0., 5.)
+    assert_close(scaled.encoder_mat, layer.encoder_mat/2)
+    assert_close(scaled.decoder_mat, 5*layer.decoder_mat)
+
+
 def test_widths_that_sparsify_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match='sparsify: output_dim must be input_dim=6, .*, got 4'):
         save(random_transcoder('topk'), tmp_path/'new', 'sparsify')
@@ -668,7 +678,8 @@ def test_damaged_and_changed_transcoders(tmp_path):
         save(random_transcoder(kind, width), folder, format)
         config, weights = (folder/name for name in FORMATS[format].files)
         whole, tensors = json.loads(config.read_text()), load_file(weights)
-        for key, value in itertools.product(whole, (None, -1, 0, 2.5, 1e300, 'x', [], {}, True)):
+        for key, value in itertools.product(whole, (
+                None, -1, 0, 2.5, 1e300, np.inf, np.nan, 'x', [], {}, True)):
             config.write_text(json.dumps(whole | {key: value}))
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
@@ -713,6 +724,11 @@ def test_paths_that_hold_no_model(tmp_path):
     with pytest.raises(ValueError, match="format must be 'auto', 'sparse_ae'"): load(tmp_path, 'onnx')
     with pytest.raises(TypeError, match='path must be a path, got 3'): load(3)
     with pytest.raises(TypeError, match='k must be a whole number'): load(tmp_path, 'saelens', k='3')
+    with pytest.raises(ValueError, match='input_scale must be above 0'): load(tmp_path, 'saelens', input_scale=0)
+    for format in ('openai', 'gemma_scope', 'dictionary_learning'):
+        (tmp_path/'config.json').write_text('{}')
+        with pytest.raises(ValueError, match=f'{format}: path must end with .json.*a.txt'):
+            load(tmp_path/'a.txt', format)
 
 
 def test_a_fact_that_the_files_do_not_lack(tmp_path):
@@ -794,7 +810,8 @@ def test_other_values_in_a_configuration(format, kind, tmp_path):
     whole = json.loads(path.read_text())
     owners = [lambda c: c] + [lambda c, key=key: c[key] for key in whole if isinstance(whole[key], dict)]
     for owner in owners:
-        for key, value in itertools.product(owner(whole), (None, -1, 0, 2.5, 1e300, 'x', [], {}, True)):
+        for key, value in itertools.product(owner(whole), (
+                None, -1, 0, 2.5, 1e300, np.inf, np.nan, 'x', [], {}, True)):
             changed = json.loads(json.dumps(whole))
             owner(changed)[key] = value
             path.write_text(json.dumps(changed))

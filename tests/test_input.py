@@ -190,3 +190,8 @@ def test_data_do_not_depend_on_the_default_dtype():
     try: samples = sparse_dictionary(16, 32, l0=2., correlation=0.3, noise=0.1).sample(10).x
     finally: torch.set_default_dtype(torch.float32)
     assert samples.dtype == torch.float32 and torch.allclose(samples, expected, atol=0.5)
+
+
+@pytest.mark.parametrize('value', ['random', 1])
+def test_starts_that_do_not_exist(value):
+    with pytest.raises((TypeError, ValueError), match='initialize must be True'): fit(initialize=value)

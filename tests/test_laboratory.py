@@ -3,6 +3,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
+import warnings
 import zipfile
 
 import pytest
@@ -107,6 +109,28 @@ except BaseException: pass
 dashboard.ended.wait(10)
 print(dashboard.ended.is_set(), dashboard.trainer.stopped_by)''')
     assert last.outputs[-1].text == 'True hand\n'
+
+
+@pytest.mark.parametrize('level', [0.8, 0.995])
+def test_a_slider_sets_the_target_sparsity_level(level):
+    "Its range contains the target of the run, also one beyond those that are usual."
+    dashboard = TrainingDashboard()
+    dashboard.pause()
+    dashboard.fit(SparseAutoencoder(64, 20), *train_val_split(digits()), 10**6, 3e-3, 10**6,
+                  verbose=0, sparsity_type='l1', target_sparsity_level=level)
+    dashboard.paused_event.wait(60)
+    panel = (dashboard.widget, dashboard.panel)[1]
+    assert panel.sliders['target'].value == level and panel.sliders['sparsity_weight'].disabled
+    panel.sliders['target'].value = 0.9
+    dashboard.resume()
+    for _ in range(1000):
+        if dashboard._sparsity_target().level == 0.9: break
+        time.sleep(0.01)
+    dashboard.stop()
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'target_sparsity_level=0.9 is not reached')
+        dashboard.wait()
+    assert dashboard._sparsity_target().level == 0.9 and panel.sliders['target'].disabled
 
 
 def test_bad_arguments_are_reported(tmp_path):

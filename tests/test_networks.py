@@ -195,11 +195,39 @@ def change_json(path, **changes):
     (lambda s: change_json(index(s), rows=3201), ValueError, 'store.json is damaged'),
     (lambda s: change_json(index(s), rows=True), ValueError, 'store.json is damaged'),
     (lambda s: change_json(index(s), columns=['labels']), ValueError, 'store.json is damaged'),
+    (lambda s: change_json(index(s), shards=[
+        shard | dict(rows=10**6) for shard in json.loads(index(s).read_text())['shards']]),
+     ValueError, 'store.json is damaged: 1000000 rows of .* bytes are more than 00000.safetensors has'),
     (lambda s: change_json(index(s), shards=[dict(file='/etc/passwd', rows=1, bytes=1, sha256='')]),
      ValueError, 'no shard')])
 def test_damage_is_named(store, damage, error, message):
     damage(sorted(store.folder.glob('*.safetensors')))
     with pytest.raises(error, match=message): ActivationStore(store.folder)[:]
+
+
+@pytest.mark.parametrize('arguments, error, message', [
+    (dict(forward='call'), TypeError, 'forward must be a function, got str'),
+    (dict(keep=3), TypeError, 'keep must be a function, got int'),
+    (dict(keep=lambda batch: torch.ones(2)), ValueError, r'keep\(batch\) must have the shape'),
+    (dict(io='both'), ValueError, "io must be 'in' or 'out'")])
+def test_arguments_of_a_capture(tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        capture(nn.Linear(3, 3), '', [torch.ones(5, 3)], tmp_path, verbose=0, **arguments)
+
+
+def test_columns_of_a_writer_have_an_entry_for_each_row(tmp_path):
+    writer = StoreWriter(tmp_path)
+    with pytest.raises(ValueError, match=r'sample must have shape \(5,\), got \(4,\)'):
+        writer.append(torch.ones(5, 3), dict(sample=torch.arange(4)))
+    with pytest.raises(ValueError, match=r'shape \(n, width\), got \(5,\) of torch.float32'):
+        writer.append(torch.ones(5))
+    writer.append(torch.ones(5, 3), dict(sample=torch.arange(5)))
+    with pytest.raises(ValueError, match='columns must be .*sample.*, as before, got'):
+        writer.append(torch.ones(5, 3))
+    with pytest.raises(ValueError, match='rows must have width 3, as those before, got width 4'):
+        writer.append(torch.ones(5, 4), dict(sample=torch.arange(5)))
+    writer.close()
+    assert ActivationStore(tmp_path).samples[:].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_changed_bits_are_found_by_the_checksum(store):

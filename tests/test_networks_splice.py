@@ -376,6 +376,15 @@ def test_a_wrong_autoencoder(network):
         embed(torch.arange(3))
 
 
+def test_a_transcoder_needs_a_row_of_its_input_for_each_row():
+    class Pairs(nn.Module):
+        def forward(self, x): return x.unflatten(0, (-1, 2)).mean(1)
+    pairs = nn.Sequential(nn.Linear(4, 4), Pairs())
+    transcoder = SparseAutoencoder(4, 8, output_dim=4)
+    with pytest.raises(ValueError, match='got 6 and 3 rows'), splice(pairs, '1', transcoder):
+        pairs(torch.ones(6, 4))
+
+
 # Positions and convolutional maps
 
 def test_maps_of_a_convolutional_network():

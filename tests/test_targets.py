@@ -152,6 +152,23 @@ def test_corruption_leaves_validation_alone(pairs):
         fit(model, x, x, **OPTIONS, corrupt='salt')
 
 
+@pytest.mark.parametrize('kind', ['corrupted', 'other targets'])
+def test_compiled_losses_are_those_of_the_same_targets(pairs, kind, monkeypatch):
+    "With `compile=True` inputs are corrupted, and targets are used, as without."
+    compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda f: compile(f, backend='eager'))   # quicker
+    (x, y), losses = pairs, []
+    options = (dict(corrupt=AdditiveNoise(3.)) if kind == 'corrupted' else
+               dict(train_targets=y, val_targets=y))
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(6, 16, hidden_dims=(),
+                                  output_dim=None if kind == 'corrupted' else 4)
+        history = fit(model, x, x, **OPTIONS, **options, compile=compiled)
+        losses.append(history['train_loss'] + history['val_loss'])
+    assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]))
+
+
 @pytest.mark.parametrize('kind', ['tensor', 'numpy', 'memmap', 'dataset', 'half'])
 def test_kinds_of_rows(pairs, tmp_path, kind):
     "Inputs and targets of any kind of rows give the run of the tensors."

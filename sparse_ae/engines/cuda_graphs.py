@@ -178,11 +178,12 @@ class CompiledEngine(StepEngine):
 
     def compute(self, x, penalty, weight, scale):
         t = self.trainer
+        x, target = t.options.corrupted(*t.train.split(x), t)
         # the default limit of 8 variants of a function counts all models of a process
         with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=2**16), \
              t.options.autocast_context(x.device):
             return self.compiled(self.model, x, penalty, weight, scale, t.terms, t.generator,
-                                 self.error)
+                                 self.error, target)
 
 # %% ../../nbs/engines/02_cuda_graphs.ipynb #cuda0011
 class AsyncMeter(Meter):

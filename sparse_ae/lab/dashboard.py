@@ -233,8 +233,8 @@ def _add_target_slider(self:TrainingDashboard, panel:_DashboardPanel, target:'Sp
         panel.add_slider('target', f"target {METRICS['l0'].label}", target.l0, enabled,
                          min=min(0.1, target.l0), max=latent_dim, step=0.1)
     elif target is not None:
-        panel.add_slider('target', 'target sparsity level', target.level, enabled, min=0.01,
-                         max=0.99, step=0.01)
+        panel.add_slider('target', 'target sparsity level', target.target, enabled,
+                         min=min(0.01, target.target), max=max(0.99, target.target), step=0.001)
     elif t.penalty.has_target:
         exponent = math.log10(t.target_sparsity)
         panel.add_slider('target', 'target rate', t.target_sparsity, enabled,

@@ -61,7 +61,7 @@ def _saelens_jumprelu(config:FileContents, file:FileContents, n:int) -> tuple[Co
     metadata = FileContents(_SAELENS, config.path, config.object('metadata'))
     trained = metadata.get('training_architecture')
     k:Any = metadata.object('training_architecture_details').get('k')
-    whole = isinstance(k, (int, float)) and k == int(k) and 1 <= k <= n
+    whole = isinstance(k, (int, float)) and 1 <= k <= n and k == int(k)
     if trained in ('batchtopk', 'matryoshka_batchtopk') and whole and (
             threshold[0] > 0 and (threshold == threshold[0]).all()):
         return batch_topk_parts(int(k), threshold[0].item())

@@ -72,10 +72,11 @@ class Injection:
     def __init__(self, n=None, action=None): self.n, self.action, self.count = n, action, 0
 
     def __enter__(self):
+        self.before = sys.gettrace()   # such as that of coverage.py
         sys.settrace(self.trace)
         return self
 
-    def __exit__(self, *error): sys.settrace(None)
+    def __exit__(self, *error): sys.settrace(self.before)
 
     def trace(self, frame, event, argument):
         return self.lines if frame.f_code.co_filename.startswith(PACKAGE) else None
