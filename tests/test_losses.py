@@ -369,6 +369,8 @@ def test_hoyer_projection_at_the_ends():
     equal = hoyer_projection(torch.ones(4), 1.5)     # all directions are equally near
     assert_close(torch.stack([equal.sum(), equal.norm()]), torch.tensor([1.5, 1.]))
     assert (equal.diff() < 0).all()
+    rows = torch.stack([torch.ones(4), x, torch.zeros(4)])     # each row by itself
+    assert_close(hoyer_projection(rows, 1.5), torch.stack([hoyer_projection(row, 1.5) for row in rows]))
     assert (hoyer_projection(-x, 1.5) >= 0).all() and (hoyer_projection(-x, 1.5, signed=True) <= 0).all()
     for l1, l2 in ((0.99, 1.), (2.01, 1.), (1., 2.)):
         with pytest.raises(ValueError, match='l1 must be between l2='): hoyer_projection(x, l1, l2)

@@ -662,7 +662,6 @@ def test_a_forward_that_differs_is_reported():
     torch.manual_seed(0)
     x, model = torch.rand(5, 4) + 1, Other(4, 3)
     model.decoder_bias_2.data.fill_(1.)
-    state = torch.get_rng_state()
     for factor, expected in ((1., []), (1.0005, []), (1.1, [True]), (0.9, [True])):
         model.factor = factor
         assert reported(model) == expected
@@ -672,6 +671,7 @@ def test_a_forward_that_differs_is_reported():
     native = SparseAutoencoder(4, 3)
     assert reported(native) == []
     native.decoder_bias_2.data.fill_(1.)
+    state = torch.get_rng_state()
     native.register_forward_hook(lambda module, args, out: 2*out)
     assert reported(native) == [True]
     assert native.training and torch.equal(torch.get_rng_state(), state)
