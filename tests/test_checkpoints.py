@@ -263,7 +263,7 @@ def test_identity_of_a_run():
 # --- Files
 
 @pytest.mark.parametrize('value', [
-    1, 0.1, True, None, 'text', [], {}, [1, [2.5, 'a']], {'a': {1: None, True: 'b'}}, float('inf'),
+    1, 0.1, True, None, 'text', [], {}, [1, [2.5, 'a']], {'a': {1: None, 2: 'b'}}, float('inf'),
     torch.arange(6).reshape(2, 3).T, torch.tensor(2., dtype=torch.bfloat16), [torch.ones(2), 3]])
 def test_states_come_back(tmp_path, value):
     write_state(tmp_path/'state', {'value': value})

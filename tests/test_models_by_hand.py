@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from sparse_ae import models
 from sparse_ae.activations import TopK
 from sparse_ae.losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
-from sparse_ae.models import (AdaptedAutoencoder, BaseSparseAutoencoder, Encoded, Layer,
+from sparse_ae.models import (AdaptedAutoencoder, Encoded, Layer,
                               SparseAutoencoder, TiedWeightSparseAutoencoder, TrainingLock, affine,
                               as_autoencoder, between_steps, block_norms, check_autoencoder,
                               check_forward, check_hidden_dims, count_active, counting_dtype,
@@ -21,7 +21,7 @@ from sparse_ae.models import (AdaptedAutoencoder, BaseSparseAutoencoder, Encoded
                               output_shape, principal_directions, project_to_tangent, reconstruct,
                               step_lock, trainable_parameters, unit_block_norm, unit_norm,
                               why_not_native)
-from sparse_ae.scaling import BlockScaling, ColumnScaling, GlobalScaling
+from sparse_ae.scaling import ColumnScaling, GlobalScaling
 
 CLASSES = [SparseAutoencoder, TiedWeightSparseAutoencoder]
 T = torch.tensor
@@ -549,7 +549,9 @@ def test_the_more_derived_of_encode_and_encode_layers_counts():
 
 def test_results_of_a_module_that_are_refused():
     class Bad(Foreign):
-        def __init__(self, z): super().__init__(); self.z = z
+        def __init__(self, z):
+            super().__init__()
+            self.z = z
         def encode(self, x): return self.z
     x = torch.ones(3, 2)
     with pytest.raises(TypeError, match='model.encode must return floating-point .* torch.int64'):

@@ -58,7 +58,7 @@ SUITES = {   # module: notebook, files of tests; tests that start processes or b
     'io': ('11_io', ['test_checkpoints.py', 'test_io.py', 'test_saved_before.py', 'test_hub.py'])}
 SLOW = re.compile('killed|ctrl_c_from|keeps_only_what|at_random')   # names of tests left out
 PYTEST = ['-q', '-p', 'no:cacheprovider', '-p', 'no:unraisableexception', '--assert=plain']
-MOST_CASES = 6       # of a parametrised test, for one mutant
+MOST_CASES = 6       # of a parametrised test
 LEFT_OUT = '.git', '.venv', '.interop', '_docs', '_proc', 'runs', 'benchmarks', '__pycache__'
 PASSED, FAILED = 0, 1
 LEAST_KILLED = 85   # per cent of the mutants of each module
@@ -145,9 +145,14 @@ class Selected:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
-        if self.order is None: items[:] = [item for item in items if not SLOW.search(item.nodeid)]
-        else: items[:] = sorted((item for item in items if item.nodeid in self.order),
-                          key=lambda item: self.order[item.nodeid])
+        if self.order is None:
+            cases = collections.defaultdict(list)    # evenly spaced ones of a parametrised test
+            for item in items: cases[item.nodeid.partition('[')[0]].append(item)
+            items[:] = [item for name, every in cases.items() if not SLOW.search(name)
+                        for item in every[::-(-len(every)//MOST_CASES)]]
+        else:
+            items[:] = sorted((item for item in items if item.nodeid in self.order),
+                              key=lambda item: self.order[item.nodeid])
 
     def pytest_runtest_logstart(self, nodeid):
         for seed in (torch.manual_seed, random.seed, numpy.random.seed): seed(0)   # in any order alike
@@ -238,16 +243,11 @@ class Baseline(NamedTuple):
     notebook:float     # Seconds of the notebook
 
     def tests(self, mutant):
-        """Return the tests that reach a mutant, the fastest first; all if an import reaches it.
-
-        Of a parametrised test some cases, evenly spaced."""
+        "Return the tests that reach a mutant, the fastest first; all if an import reaches it."
         lines = set(statement_lines(source_of(mutant.module), mutant.line))
         names = [name for name in self.seconds
                  if lines & set(self.lines.get('', ())) or lines & set(self.lines.get(name, ()))]
-        cases = collections.defaultdict(list)
-        for name in names: cases[name.partition('[')[0]].append(name)
-        chosen = [name for every in cases.values() for name in every[::-(-len(every)//MOST_CASES)]]
-        return sorted(chosen, key=lambda name: (self.seconds[name], name))
+        return sorted(names, key=lambda name: (self.seconds[name], name))
 
 
 def baseline(shop, module):
@@ -359,9 +359,11 @@ def main():
     parser.add_argument('--sample', type=int, help='mutants a module; default: one of each place')
     parser.add_argument('--seed', type=int, default=0, help='equal seeds give equal mutants')
     parser.add_argument('--jobs', type=int, default=1, help='children at a time')
-    parser.add_argument('--report', type=Path, default=Path('mutants.txt'), help='for survivors')
+    parser.add_argument('--report', type=Path, default=ROOT/'runs'/'mutants.txt',
+                        help='for survivors')
     parser.add_argument('--again', type=Path, help='earlier report, whose mutants alone are tested')
     args = parser.parse_args()
+    args.report.parent.mkdir(exist_ok=True)
     again = args.again and args.again.read_text()
     torch.testing.assert_close(torch.ones(1), torch.ones(1))   # imports what it needs
     gc.collect()
