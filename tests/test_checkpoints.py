@@ -1,5 +1,7 @@
 "Checkpoints and state files: when they are written, what they hold, and what is refused."
 import json
+import shutil
+import signal
 from functools import partial
 
 import numpy as np
@@ -144,6 +146,54 @@ def test_a_run_that_was_ended_resumes_bit_for_bit(tmp_path, step):
     resumed = make(tmp_path/'part', 4, resume=True, **options)
     resumed.fit()
     assert same(resumed, whole) and resumed.stopped_by == 'num_epochs' and resumed.step == 12
+
+
+@pytest.mark.parametrize('options', [dict(normalize=True), dict(scaling='columns')])
+def test_scaled_runs_resume_bit_for_bit(tmp_path, options):
+    def run(folder, epochs):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 12, scaling=options.get('scaling'))
+        trainer = make(folder, epochs, model, resume=True, normalize=options.get('normalize', False))
+        trainer.fit()
+        return trainer
+    whole = run(tmp_path/'whole', 4)
+    run(tmp_path/'parts', 2)
+    resumed = run(tmp_path/'parts', 4)
+    assert same(resumed, whole) and torch.equal(resumed.model(X), whole.model(X))
+
+
+def test_best_weights_of_version_0_1_get_a_scaling(tmp_path):
+    "Checkpoints of that version have no scaling: data were divided by one number and not shifted."
+    make(tmp_path, 2, normalize=True).fit()
+    state = read_state(tmp_path/CHECKPOINT)
+    removed = 0
+    for weights in (state['model'], *(v['best'] for _, v in state['callbacks'] if 'best' in v)):
+        for name in [name for name in weights if name.startswith('scaling.')]:
+            del weights[name]
+            removed += 1
+    assert removed == 6
+    write_state(tmp_path/CHECKPOINT, state)
+    again = make(tmp_path, 2, normalize=True, resume=True)     # nothing is left but the best weights
+    again.fit()
+    assert again.stopped_by == 'num_epochs' and again.step == 6
+
+
+def test_a_signal_writes_a_checkpoint(tmp_path):
+    class Press(Callback):
+        def after_loss(self, trainer):
+            if trainer.step == 4: signal.raise_signal(signal.SIGINT)
+    trainer = make(tmp_path, checkpoint_minutes=100, callbacks=[Press()])
+    trainer.fit()
+    assert trainer.stopped_by == 'interrupt' and read_state(tmp_path/CHECKPOINT)['step'] == 5
+
+
+def test_a_checkpoint_that_cannot_be_written_gives_the_history(tmp_path):
+    class Remove(Callback):
+        def after_train(self, trainer):
+            if trainer.epoch == 1: shutil.rmtree(tmp_path/'run')
+    with pytest.raises(OSError) as caught:
+        make(tmp_path/'run', checkpoint_epochs=1, callbacks=[Remove()]).fit()
+    assert caught.value.history['epochs_trained'] == 2
 
 
 def test_a_run_resumes_with_more_epochs_or_patience(tmp_path):
