@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup setup-hashed requirements audit demo test test-faults test-matrix coverage test-browser \
-	test-interop test-interop-short lab docs notebooks export readme hooks example bench clean
+.PHONY: help setup setup-hashed requirements audit demo test test-faults test-matrix test-mutants \
+	coverage test-browser test-interop test-interop-short lab docs notebooks export readme hooks example \
+	bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -128,6 +129,16 @@ $(PEERS):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 $(PACKAGE)
 	$(@D)/bin/python -m pip uninstall -q -y torchvision  # of another torch than the one above
+	touch $@
+
+# SAMPLE=N: mutants a module, chosen by SEED; with 60 about half an hour. Survivors: runs/mutants.txt
+test-mutants: setup $(INTEROP)/mutants/.ready  ## mutation tests of losses, models, training and io
+	PYTHONPATH=$(INTEROP)/mutants OMP_NUM_THREADS=1 $(BIN)/python tests/faults/mutants.py \
+	  $(if $(SAMPLE),--sample $(SAMPLE)) --seed $(or $(SEED),0)
+
+$(INTEROP)/mutants/.ready:
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(@D) \
+	  cosmic-ray==8.7.0 stevedore==5.10.0 coverage==7.17.5
 	touch $@
 
 # --strict: fails also where the database of vulnerabilities does not respond
