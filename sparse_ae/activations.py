@@ -537,7 +537,8 @@ def _search(self:MatchingPursuit, pre, encoder, decoder, gram, residual):
 class _Stops:
     "Samples of a batch for which a stop rule of matching pursuit holds."
     def __init__(self, rules:MatchingPursuit, pre:Tensor, decoder:Tensor, residual:'Tensor|None'):
-        self.rules, self.pre, self.atoms, self.residual = rules, pre, decoder.mT, residual
+        self.rules, self.pre, self.atoms = rules, pre, decoder.mT
+        self.residual:Any = residual    # a tensor if the rules read it
         self.active = rules.stop_on_duplicate_support or rules.reads_residual
         if self.active: self.done = torch.zeros_like(pre[..., :1], dtype=torch.bool)
         if rules.stop_on_duplicate_support: self.support = torch.zeros_like(pre, dtype=torch.bool)

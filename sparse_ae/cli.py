@@ -480,7 +480,7 @@ def sparse_ae_train(
     preset:str='',
     l0:float=0.,                  # Active latents per sample; 0: a quarter of the columns
     latent_dim:int=0,             # Number of latents; 0: twice the columns, classical as many
-    scaling:str='auto',           # columns, global or none; auto: columns, for images global
+    scaling:str='auto',           # columns, global, layer_norm, constant_norm, none; auto: by data
     normalize:bool=False,         # Global scaling that becomes a part of weights and biases
     tied:bool=False,              # Whether the decoder uses the transposed encoder weights
     # 64,32: widths; half: one layer, half-way; none: no hidden layer. Empty, here and below: preset

@@ -577,7 +577,7 @@ def scale(
     "Apply the scaling, if there is one. Targets in the unit of the inputs have its scale as well."
     if self.scaling is None: return batch
     if self.pairs is None: return self.scaling(batch)
-    return self.scaling(batch.unflatten(1, (-1, len(self.scaling.shift)))).flatten(1)
+    return self.scaling.side_by_side(batch)
 
 # %% ../nbs/04_data.ipynb #batches3
 _BUFFER_BYTES = 2**28

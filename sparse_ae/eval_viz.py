@@ -522,7 +522,7 @@ def _draw_images(fig:Any, pairs:np.ndarray, image_shape:Sequence[int]) -> Sequen
             ax.set(xticks=[], yticks=[])
     return rows[1]
 
-def _draw_lines(fig:Any, pairs:np.ndarray, image_shape:Any=None) -> Sequence[Any]:
+def _draw_lines(fig:Any, pairs:np.ndarray) -> Sequence[Any]:
     "Draw inputs (grey) and reconstructions (black) as lines over the features; return the axes."
     axes = fig.subplots(1, pairs.shape[1], squeeze=False, sharey=True)[0]
     for ax, x, x_reconstructed in zip(axes, *pairs):
@@ -557,9 +557,10 @@ def plot_reconstructions(
     with eval_mode(model, no_grad=True): encoded, x_reconstructed = reconstruct(model, batch)
     pairs = torch.stack([batch.flatten(1), x_reconstructed.flatten(1)]).cpu().float().numpy()
     fig = new_figure(1.05 * len(batch) + 0.8, 1.9 if image_shape is None else 2.7)
-    draw = _draw_lines if image_shape is None else _draw_images
+    axes = (_draw_lines(fig, pairs) if image_shape is None else
+            _draw_images(fig, pairs, image_shape))
     mse, l0 = METRICS['mean'], METRICS['l0']
-    for ax, error, active in zip(draw(fig, pairs, image_shape), (pairs[1] - pairs[0])**2,
+    for ax, error, active in zip(axes, (pairs[1] - pairs[0])**2,
                                  encoded.z.flatten(1) != 0):
         m = Measurements(1, active, errors=error.mean(keepdims=True))
         ax.set_xlabel(f'{mse.label} {mse.value(m):.2g}\n{l0.label} {l0.value(m):.0f}', fontsize=8)
@@ -617,7 +618,7 @@ def match_dictionaries(
     match = DictionaryMatch(float(pairs.mean()), latents, features, pairs)
     if (codes is None) != (true_codes is None):
         raise ValueError("codes and true_codes must be given together")
-    if codes is None: return match
+    if codes is None or true_codes is None: return match
     codes, true_codes = (_check_codes(z, len(rows), name) for name, z, rows in (
         ('codes', codes, a), ('true_codes', true_codes, b)))
     return match._replace(**_detection(match, codes, true_codes))

@@ -25,8 +25,8 @@ from .losses import Penalty, get_penalty
 from .models import (as_autoencoder, between_steps, check_autoencoder, reconstruct,
                               trainable_parameters)
 from .training import Losses, batch_losses
-from .validation import (as_path, check_choice, check_not_negative, first_parameter,
-                                  make_folder, require)
+from .validation import (as_path, as_tensor, check_choice, check_not_negative,
+                                  first_parameter, make_folder, require)
 
 # %% ../nbs/22_export.ipynb #export05
 PARTS = {   # Names of inputs and outputs
@@ -54,7 +54,7 @@ def _example(model:nn.Module, part:str, x:'Tensor|None') -> Tensor:
             raise ValueError("x must be given, a batch of inputs, for a model without input_dim; "
                              f"{type(model).__name__} has none")
         x = like.new_zeros(2, model.input_dim)
-    x = x.detach().to(like)
+    x = as_tensor('x', x).detach().to(like)
     if x.ndim < 2: raise ValueError(f"x must have shape (batch, ...), got {tuple(x.shape)}")
     if len(x) < 2: x = torch.cat([x, x])   # one row would count as a fixed size
     return model.encode(x) if part == 'decoder' else x
@@ -94,10 +94,10 @@ def export_program(
     model = between_steps(check_autoencoder(model))
     batch = ({0: torch.export.Dim('batch')},)
     with eval_mode(model, no_grad=True):
-        example = _example(model, part, x)
+        example, module = _example(model, part, x), _Part(model, part).eval()
+        module(example)     # an error of the inputs is raised as it is
         with _explained(model, part, 'torch.export'):
-            return torch.export.export(_Part(model, part).eval(), (example,),
-                                       dynamic_shapes=batch, strict=False)
+            return torch.export.export(module, (example,), dynamic_shapes=batch, strict=False)
 
 # %% ../nbs/22_export.ipynb #export12
 def _metadata(model:nn.Module, part:str) -> str:
@@ -154,7 +154,7 @@ class TrainingLoss(nn.Module):
     ):
         super().__init__()
         trainable_parameters(model)
-        self.model, self.penalty = model, get_penalty(penalty, target_sparsity)
+        self.model, self.penalty = model, get_penalty(penalty, target_sparsity, 'penalty')
         self.sparsity_weight = check_not_negative('sparsity_weight', sparsity_weight)
         self.regularizers = tuple(regularizers)
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from .validation import as_path
 
 try: import fcntl
-except ImportError: fcntl = None   # Windows
+except ImportError: fcntl = None   # type: ignore[assignment]  # Windows
 
 # %% ../nbs/18_files.ipynb #files007
 @contextmanager
@@ -163,8 +163,16 @@ def check_writable(
         raise OSError(errno.ENOSPC, f"{size:,} bytes are needed, but only {free:,} are free",
                       str(folder))
 
+# %% ../nbs/18_files.ipynb #files020a
+def _lock_process(file:int) -> bool:
+    "Lock an open file for this process, without its children; False if another one has it."
+    if fcntl is None: return True
+    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error: return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
 # %% ../nbs/18_files.ipynb #files020
-_held:dict[tuple, int] = {}     # process that holds a lock file
+_held:dict['tuple|None', int] = {}     # process that holds a lock file
 _acquiring = threading.Lock()
 
 class FolderLock:
@@ -197,17 +205,11 @@ class FolderLock:
 
     def _key(self) -> 'tuple|None':
         with suppress(FileNotFoundError): return (s := os.stat(self.path)).st_dev, s.st_ino
+        return None
 
     def _refuse(self, owner:str) -> None:
         raise BlockingIOError(errno.EAGAIN, f"another run uses this folder ({owner})",
                               str(self.folder))
-
-def _lock_process(file:int) -> bool:
-    "Lock an open file for this process, without its children; False if another one has it."
-    if fcntl is None: return True
-    try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error: return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
 
 # %% ../nbs/18_files.ipynb #files021
 @patch
@@ -258,6 +260,13 @@ def _close_owned() -> None:
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_close_owned)
 
 # %% ../nbs/18_files.ipynb #files024
+def _reason(path:'str|Path', error:Exception) -> str:
+    "First line of an error, or what the file is instead."
+    with suppress(OSError), open(path, 'rb') as file:
+        if file.read(23) == b'version https://git-lfs':
+            return "it is a pointer of Git LFS; `git lfs pull` downloads the file"
+    return (str(error).splitlines() or [''])[0] or type(error).__name__
+
 @contextmanager
 def read_errors(
     path:'str|Path',        # File that is read
@@ -267,8 +276,7 @@ def read_errors(
     try: yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL): raise
-        first = (str(error).splitlines() or [''])[0] or type(error).__name__
-        raise ValueError(f"{path} is not {kind}: {first}") from None
+        raise ValueError(f"{path} is not {kind}: {_reason(path, error)}") from None
 
 def read_bytes(path:Path) -> bytes:
     "Return the contents of a file. Raises `OSError` that names it."
@@ -389,8 +397,8 @@ def _check_pickle(archive:zipfile.ZipFile) -> None:
     for opcode, value, _ in pickletools.genops(archive.read(names[0])):
         if opcode.name in ('STACK_GLOBAL', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX'):
             raise ValueError(f"its pickle holds the operation {opcode.name}")
-        if opcode.name == 'GLOBAL' and not _PICKLE_NAMES.fullmatch(value):
-            raise ValueError(f"its pickle names {value.replace(' ', '.')}, which is no tensor's")
+        if opcode.name == 'GLOBAL' and not _PICKLE_NAMES.fullmatch(name := str(value)):
+            raise ValueError(f"its pickle names {name.replace(' ', '.')}, which is no tensor's")
 
 def _check_tensors(values:Any) -> None:
     "Raise `ValueError` for a tensor that claims more elements than are stored."

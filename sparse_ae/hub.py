@@ -56,7 +56,7 @@ def repo_prefix(
     return ''.join(f'{part}/' for part in parts)
 
 # %% ../nbs/20_hub.ipynb #hub00010
-def _hub(repo_id:str) -> Any:
+def _hub(repo_id:Any) -> Any:
     "Return `huggingface_hub`. Raises `ImportError` that says why it is needed."
     check_repo_id(repo_id)
     try: return require('huggingface_hub', 'hub')
@@ -77,11 +77,17 @@ _PROBLEMS = {   # a gated repository is also one that is not found, so the order
     'RevisionNotFoundError': (FileNotFoundError, "the repository has no such branch, tag or "
                                                  "commit")}
 
+# %% ../nbs/20_hub.ipynb #hub00035
+def _http_error(error:Exception) -> Exception:
+    "Return the cause of an error if it is a response of the Hub, otherwise the error itself."
+    cause = error.__cause__
+    has_response = getattr(cause, 'response', None) is not None
+    return cause if isinstance(cause, Exception) and has_response else error
+
 def _translated(error:Exception, address:str) -> Exception:
     "Return the error of Python for an error of `huggingface_hub`."
     hub = require('huggingface_hub.utils', 'hub')
-    cause = error.__cause__ if isinstance(error, hub.LocalEntryNotFoundError) else None
-    if getattr(cause, 'response', None) is not None: error = cause   # the Hub was reached
+    if isinstance(error, hub.LocalEntryNotFoundError): error = _http_error(error)
     for name, (kind, problem) in _PROBLEMS.items():
         if isinstance(error, getattr(hub, name)): return kind(f"{address}: {problem}")
     status = getattr(getattr(error, 'response', None), 'status_code', None)
@@ -130,7 +136,7 @@ def list_files(
                                                   local_files_only=True, allow_patterns=[]))
         except hub.utils.LocalEntryNotFoundError as error:
             is_answer = getattr(failure, 'response', None) is not None
-            raise (failure if is_answer else error) from None
+            raise (failure if failure and is_answer else error) from None
     return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob('*')
                   if path.is_file())
 
@@ -283,8 +289,8 @@ def model_card(
     parts = [_front_matter(metadata or {}), f'\n# {title}\n\nA sparse autoencoder of '
              f'sparse_ae, <{_library_address()}>.\n\n',
              _table(('setting', 'value'), [('class', name), *config.items()])]
-    rows = list(_result_rows(results or {}))
-    if rows:
+    results = results or {}
+    if rows := list(_result_rows(results)):
         n = len(results['errors']) if 'errors' in results else None
         parts += ['\n## Results\n\nMeasured by `evaluate_sparse_autoencoder`',
                   f' on {n:,} samples' if n else '', '.\n\n',

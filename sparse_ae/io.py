@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from .callbacks import Callback, StopTraining
 from .files import (FolderLock, atomic_write, check_writable, parse_json, read_errors,
                              read_json, read_metadata, read_safetensors, write_safetensors)
-from .hub import (README, card_text, check_upload, collection_card, local_folder,
-                           repo_prefix, upload)
+from .hub import (README, card_text, check_repo_id, check_upload, collection_card,
+                           local_folder, repo_prefix, upload)
 from .interrupts import signal_waiting
 from .losses import PENALTIES
 from .models import (BaseSparseAutoencoder, SparseAutoencoder,
@@ -71,6 +71,7 @@ def save_files(
     if text is not None and not (folder/README).exists():
         with atomic_write(folder/README) as temporary: temporary.write_text(text, encoding='utf-8')
     if not push_to_hub: return None
+    repo_id = check_repo_id(repo_id)
     cards, prefix = {}, repo_prefix(subfolder)
     if text is not None: cards[prefix + README] = (folder/README).read_text(encoding='utf-8')
     if text is not None and prefix: cards[README] = collection_card(repo_id, subfolder, **loading)

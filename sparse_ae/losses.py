@@ -262,6 +262,7 @@ class PooledPenalty:
 def get_penalty(
     sparsity_type:'str|Callable[[Tensor], Tensor]|Penalty'='kl',  # Name, function or object
     target_sparsity:float=0.05,    # Target rate of a penalty that has one, in (0, 1)
+    name:str='sparsity_type',      # Name of the argument, for the error
 ) -> Penalty:
     """Return the penalty of that name or function.
 
@@ -269,11 +270,11 @@ def get_penalty(
     `ValueError` for an unknown name or target, `TypeError` for a class."""
     check_fraction('target_sparsity', target_sparsity)
     if isinstance(sparsity_type, type):
-        raise TypeError("sparsity_type must be a name or a function of the code, got the class "
+        raise TypeError(f"{name} must be a name or a function of the code, got the class "
                         f"{sparsity_type.__name__}; pass an object of it")
     if isinstance(sparsity_type, Penalty): penalty = sparsity_type
     elif callable(sparsity_type): penalty = _penalty_of(sparsity_type)
-    else: penalty = PENALTIES[check_choice('sparsity_type', sparsity_type, PENALTIES)]
+    else: penalty = PENALTIES[check_choice(name, sparsity_type, PENALTIES)]
     return penalty if penalty.target_sparsity is not None else penalty.with_target(target_sparsity)
 
 def _penalty_of(function:Callable) -> Penalty:

@@ -353,7 +353,9 @@ def _training_rows(y:np.ndarray, test_fraction:float, seed:int) -> np.ndarray:  
 # %% ../nbs/16_measures.ipynb #meas_042
 class _ClassMeans:
     "Means of each class, and standard deviations of all samples, added block by block."
-    def __init__(self, n_classes:int): self.n_classes, self.shift = n_classes, None
+    shift:Any = None    # mean of the first block, `(latent_dim,)`
+
+    def __init__(self, n_classes:int): self.n_classes = n_classes
 
     def add(self, block:np.ndarray, y:np.ndarray) -> None:
         "Add rows `(m, latent_dim)` with their class numbers."
@@ -966,7 +968,7 @@ def plot_dictionary_map(
                          f"shape {color.shape}")
     fig = new_figure(5.5, 4.4)
     ax = fig.subplots()
-    if color.any() or color.dtype.kind not in 'fiub': _scatter(ax, xy, color, label)
+    if color.dtype.kind not in 'fiub' or color.any(): _scatter(ax, xy, color, label)
     else: ax.scatter(xy[:, 0], xy[:, 1], s=14, color='0.4')
     ax.set(xticks=[], yticks=[], title=f'{len(xy)} atoms, {_METHODS[method]} of cosine distances')
     return save_figure(fig, save_path)

@@ -51,7 +51,8 @@ def unit_norm(
     norm = torch.linalg.vector_norm(W, dim=dim, keepdim=True)
     return W / norm.masked_fill(norm == 0, 1)
 
-DECODER_NORMS = {'row': -1, 'atom': -2, None: None}  # dimension along which the norm is taken
+# dimension along which the norm is taken
+DECODER_NORMS:dict[Any, Any] = {'row': -1, 'atom': -2, None: None}
 
 # %% ../nbs/00_models.ipynb #block001
 def block_norms(
@@ -185,10 +186,11 @@ def new_scaling(
     dtype:Any=None,      # Dtype of the model; `None`: that of the parameters
 ) -> Scaling:            # Scaling that is not fitted
     "Make a scaling for the inputs of the model, and for the targets if they have another unit."
-    by_block = SCALINGS[name].needs_blocks
-    if by_block and self.blocks is None:
-        raise ValueError(f"blocks must be given for scaling={name!r}, got None")
-    targets = self.blocks if by_block else (self.output_dim,)
+    targets = self.blocks if SCALINGS[name].needs_blocks else (self.output_dim,)
+    if targets is None: raise ValueError(f"blocks must be given for scaling={name!r}, got None")
+    if SCALINGS[name].per_sample and self.is_transcoder:
+        raise ValueError(f"output_dim must be None for scaling={name!r}, since targets do not have "
+                         f"the unit of each input, got {self.output_dim}")
     groups = (self.input_dim, *targets) if self.is_transcoder else targets
     return SCALINGS[name]().build(*groups, device=device or self.device, dtype=dtype or self.dtype)
 
@@ -361,18 +363,19 @@ def to_scaled(
 @patch
 def targets_to_scaled(
     self:BaseSparseAutoencoder,
-    y:Tensor,    # Targets in their unit, shape `(..., output_dim)`
+    y:Tensor,    # Targets in their unit, shape `(n, output_dim)`
+    x:Tensor,    # Inputs in theirs, shape `(n, input_dim)`
 ) -> Tensor:     # Targets in the unit of the decoder's last layer
     "Apply the scaling of the targets, if there is one."
     if self.scaling is None or self.assumes_scaled: return y
-    return self.scaling(y, slice(-self.output_dim, None))
+    return self.scaling.side_by_side(torch.cat([x, y], 1))[:, -self.output_dim:]
 
 @patch
 def from_scaled(
     self:BaseSparseAutoencoder,
     y:Tensor,    # Outputs of the decoder's last layer, shape `(..., output_dim)`
 ) -> Tensor:     # Outputs in the unit of the data
-    "Invert the scaling, if there is one."
+    "Invert the scaling, as far as it does not depend on inputs."
     if self.scaling is None or self.assumes_scaled: return y
     return self.scaling.inverse(y, slice(-self.output_dim, None))
 
@@ -458,17 +461,18 @@ def decode(
 
 # %% ../nbs/00_models.ipynb #modelskp1
 @patch
-def add_skip(
+def to_output(
     self:BaseSparseAutoencoder,
     y:Tensor,    # Decoded code, shape `(..., output_dim)`
     x:Tensor,    # Inputs, shape `(..., input_dim)`
 ) -> Tensor:     # Outputs, shape `(..., output_dim)`
-    "Add the linear map of the inputs, equation (4), if the model has one."
-    if not self.skip: return y
-    change = F.linear(self.to_scaled(x), self.skip_mat)
-    if self.scaling is not None and not self.assumes_scaled:
-        change = change * self.scaling.scale[-self.output_dim:].to(change.dtype)
-    return y + change
+    "Add the linear map of the inputs, equation (4), and restore their unit, where the model does."
+    is_scaled = self.scaling is not None and not self.assumes_scaled
+    if self.skip:
+        change = F.linear(self.to_scaled(x), self.skip_mat)
+        if is_scaled: change = change * self.scaling.scale[-self.output_dim:].to(change.dtype)
+        y = y + change
+    return self.scaling.restore(y, x) if is_scaled else y
 
 # %% ../nbs/00_models.ipynb #2900a9d4
 # functions `(model, x) -> reconstruction or None`, used without gradients
@@ -479,18 +483,18 @@ def forward(
     self:BaseSparseAutoencoder,
     x:Tensor,    # Inputs, shape `(..., input_dim)`
 ) -> Tensor:     # Reconstruction, shape `(..., output_dim)`
-    "Reconstruct `x`: `decode(encode(x))`."
+    "Reconstruct `x`: `decode(encode(x))`, unless a skip or the scaling needs `x` once more."
     if not torch.is_grad_enabled():
         for fast in FAST_FORWARD:
             x_reconstructed = fast(self, x)
             if x_reconstructed is not None: return x_reconstructed
-    return self.add_skip(self.decode(self.encode(x)), x)
+    return self.to_output(self.decode(self.encode(x)), x)
 
 # %% ../nbs/00_models.ipynb #57313d00
 @patch
 def _normalize(self:BaseSparseAutoencoder, W:Tensor) -> Tensor:
     "`W`, the last decoder layer `(input_dim, fan_in)`, normalised as `decoder_norm` says."
-    if self.decoder_norm == 'block': return unit_block_norm(W, self.blocks)
+    if self.decoder_norm == 'block' and self.blocks: return unit_block_norm(W, self.blocks)
     if self.decoder_norm is None or self.assumes_unit_norm: return W
     return unit_norm(W, DECODER_NORMS[self.decoder_norm])
 
@@ -659,7 +663,8 @@ class AdaptedAutoencoder:
         return self.module.decode(z.dense() if hasattr(z, 'dense') else z)
 
     def __getattr__(self, name:str) -> Any:
-        if name == 'module': raise AttributeError(name)  # not set yet in copy and pickle
+        # not the module's __getstate__; and `module` is not set yet in copy and pickle
+        if name == 'module' or name.startswith('__'): raise AttributeError(name)
         return getattr(self.module, name)
 
 # %% ../nbs/00_models.ipynb #models53
@@ -744,7 +749,7 @@ def decode_batch(
     x:Tensor,           # Inputs, shape `(batch, ...)`
     target:'Tensor|None'=None,   # Target of the reconstruction, if it is not `x`
 ) -> Tensor:            # Reconstruction, shape of the target
-    """Decode `z`, and add a linear skip of `x` if the model has one.
+    """Decode `z` into the output for `x`, as `to_output` of the model says.
 
     Raises `TypeError` or `ValueError` unless the result is a tensor of the target's shape."""
     y = check_returned('model.decode', model.decode(z))
@@ -752,7 +757,7 @@ def decode_batch(
     if y.shape != shape:  # broadcasting would hide the mistake
         raise ValueError(f"model.decode must return shape {tuple(shape)}, as its "
                          f"{'input' if target is None else 'target'} has; got {tuple(y.shape)}")
-    return model.add_skip(y, x) if hasattr(model, 'add_skip') else y
+    return model.to_output(y, x) if hasattr(model, 'to_output') else y
 
 def reconstruct(
     model:nn.Module,     # Module with `encode` and `decode`
@@ -975,8 +980,9 @@ def initialize(
         raise ValueError(f"x must have shape (n, {self.input_dim}), got {tuple(x.shape)}")
     y = x if target is None else as_tensor_rows('target', target)
     if self.scaling is not None:
-        x, y = (t.to(self.scaling.shift) for t in (x, y))
-        x, y = self.to_scaled(x), self.targets_to_scaled(y)
+        where = precise(dict(device=self.device, dtype=self.dtype))
+        x, y = x.to(**where), y.to(**where)
+        x, y = self.to_scaled(x), self.targets_to_scaled(y, x)
     center = geometric_median if directions == 'random' else lambda rows: rows.mean(0)
     self.decoder_bias_1.copy_(center(y))
     if directions == 'principal':
@@ -1007,7 +1013,7 @@ def rescale(
     factor = check_positive('factor', factor)
     self.check_parameters()
     if self.scaling is not None:
-        for unit in (self.scaling.shift, self.scaling.scale): unit *= factor
+        self.scaling.rescale(factor)
         return self
     if self.batch_norm or not self.activation.homogeneous:
         raise ValueError("normalize must be False for a model with batch_norm=True or a sigmoid "
@@ -1022,7 +1028,7 @@ def _check_foldable(scaling:Scaling) -> None:
     "Raise `ValueError` for a scaling whose scales cannot move into the weights."
     if scaling.name != 'global':
         raise ValueError(f"scaling must be 'global' to be folded, got {scaling.name!r}, whose "
-                         "scales the norms of the decoder do not hold")
+                         "scales the weights cannot hold")
 
 @patch
 def _scale_inputs(self:BaseSparseAutoencoder, factor:Tensor) -> None:

@@ -123,7 +123,7 @@ class NestedReconstruction(Regularizer):
     def __call__(self, model:nn.Module, x:Tensor, encoded:Encoded, generator:Any=None) -> Tensor:
         "Compute the sum over the prefixes of the mean squared error."
         parts = prefix_reconstructions(model, encoded.z, self.sizes(encoded.z.shape[-1]))
-        skipped = partial(model.add_skip, x=x) if hasattr(model, 'add_skip') else lambda y: y
+        skipped = partial(model.to_output, x=x) if hasattr(model, 'to_output') else lambda y: y
         total:Any = sum(F.mse_loss(skipped(part), encoded.target_of(x)) for part in parts)
         return total
 
@@ -147,10 +147,11 @@ class GateReconstruction(Regularizer):
 
     def __call__(self, model:nn.Module, x:Tensor, encoded:Encoded, generator:Any=None) -> Tensor:
         "Compute the mean squared error. Raises `ValueError` for a model without a gate."
-        if not getattr(getattr(model, 'activation', None), 'has_gate', False):
+        has_gate = getattr(getattr(model, 'activation', None), 'has_gate', False)
+        if not has_gate or encoded.pre is None:
             raise ValueError("GateReconstruction must have a model with activation='gated', got "
                              f"{getattr(model, 'activation', type(model).__name__)}")
-        x_reconstructed = model.add_skip(frozen_decode(model, F.relu(encoded.pre)), x)
+        x_reconstructed = model.to_output(frozen_decode(model, F.relu(encoded.pre)), x)
         return F.mse_loss(x_reconstructed, encoded.target_of(x))
 
 # %% ../nbs/08_regularizers.ipynb #027a6997

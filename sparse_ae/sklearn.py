@@ -82,7 +82,7 @@ class SparseAutoencoderTransformer(_Names, _Transformer, _Estimator):
         sparsity_type:Any='auto',          # Penalty: name in `PENALTIES`, `f(z)` or `Penalty`
         activation:Any='auto',             # Code activation: 'relu', `TopK(8)`, ...
         hidden_dims:Any='auto',            # Widths from input to code; `()`: no hidden layer
-        scaling:'str|None'='columns',      # 'columns', 'global' for one unit, or `None`
+        scaling:'str|None'='columns',      # `'columns'`, or another name in `SCALINGS`
         tied:bool=False,                   # Whether the decoder uses the transposed encoder weights
         max_iter:int=40,                   # Maximum number of epochs
         learning_rate:'float|str'='auto',  # Learning rate of the optimiser
@@ -143,20 +143,28 @@ def _given(self:SparseAutoencoderTransformer, *names:str) -> dict[str, Any]:
     return {name: copy.deepcopy(v) for name, v in values.items() if not _is_auto(v)}
 
 @patch
+def _activation(self:SparseAutoencoderTransformer) -> 'CodeActivation|None':
+    "Return the code activation that was given; `None` for that of the preset."
+    if _is_auto(self.activation): return None
+    return from_config('activation', self.activation, CODE_ACTIVATIONS, CodeActivation)
+
+@patch
 def _preset_name(self:SparseAutoencoderTransformer) -> str:
     "Return the name of the preset."
     if not _is_auto(self.preset): return check_choice('preset', self.preset, ('auto', *PRESETS))
     if self._given('sparsity_type', 'sparsity_weight', 'target_sparsity', 'target_sparsity_level'):
         return 'l1'
-    if _is_auto(self.activation): return 'topk'
-    activation = from_config('activation', self.activation, CODE_ACTIVATIONS, CodeActivation)
-    return 'topk' if activation.fixes_l0 else 'l1'
+    activation = self._activation()
+    return 'topk' if activation is None or activation.fixes_l0 else 'l1'
 
 # %% ../nbs/21_sklearn.ipynb #sk_00033
 @patch
 def _l0_arguments(self:SparseAutoencoderTransformer, n_components:int) -> dict[str, Any]:
     "Return the arguments of `from_preset` that set the number of active latents."
     if self.target_l0 is not None:
+        k = getattr(self._activation(), 'k', self.target_l0)
+        if k != self.target_l0: raise ValueError(f"target_l0 must be None or {k} with activation="
+                                                 f"{self.activation!r}, got {self.target_l0!r}")
         if check_positive('target_l0', self.target_l0) <= n_components:
             return dict(l0=self.target_l0)
         raise ValueError(f"target_l0 must be at most n_components={n_components}, got "
@@ -274,7 +282,8 @@ def _apply(self:SparseAutoencoderTransformer, method:str, X:np.ndarray, width:in
 
 @patch
 def inverse_transform(self:SparseAutoencoderTransformer, X):
-    "Return the reconstructions of codes, shape `(n_samples, n_features)`."
+    """Return the reconstructions of codes, shape `(n_samples, n_features)`; with a scaling of each
+    sample, in the scaled unit."""
     _validation.check_is_fitted(self)
     X = _validation.check_array(X, dtype=_DTYPES, input_name='X')
     if X.shape[1] == self._n_features_out: return self._apply('decode', X, self.n_features_in_)
@@ -294,7 +303,8 @@ def components_(self:SparseAutoencoderTransformer) -> np.ndarray:   # `(n_compon
     "Atoms in the unit of the table."
     _validation.check_is_fitted(self)
     atoms, scaling = dictionary(self.model_), self.model_.scaling
-    return (atoms if scaling is None else atoms * scaling.scale).cpu().numpy()
+    has_scale = scaling is not None and not scaling.per_sample
+    return (atoms * scaling.scale if has_scale else atoms).cpu().numpy()
 
 @patch(as_prop=True)
 def intercept_(self:SparseAutoencoderTransformer) -> np.ndarray:    # Shape `(n_features,)`

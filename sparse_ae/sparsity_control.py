@@ -389,7 +389,7 @@ def resample(
     target:'Tensor|None'=None,    # Targets of the inputs; `None`: the inputs
 ) -> int:                         # Number of revived latents, at most `n`
     "Point dead latents at badly reconstructed inputs."
-    if target is not None: target = model.targets_to_scaled(target)
+    if target is not None: target = model.targets_to_scaled(target, x)
     x = model.to_scaled(x)
     with model.assume_scaled():
         return _resample_scaled(model, dead, x, generator, optimizer, target)
@@ -399,7 +399,7 @@ def _resample_scaled(model:BaseSparseAutoencoder, dead:Tensor, x:Tensor, generat
     "`resample` for inputs in the unit of the layers."
     encoded, latents = model.encode_layers(x), dead.nonzero().flatten()
     decoded = model.decode(encoded.z)
-    residual = (x if target is None else target) - model.add_skip(decoded, x)
+    residual = (x if target is None else target) - model.to_output(decoded, x)
     chosen = choose_inputs(residual.square().sum(1), len(latents), generator).to(x.device)
     latents = latents[:len(chosen)]
     if not len(latents): return 0
@@ -457,7 +457,7 @@ def _with_latents(model:BaseSparseAutoencoder, x:Tensor, encoded:Encoded, latent
         change = F.linear(values, model.decoder_weights()[0][:, latents])
         return encoded.reconstruction.detach() + change
     z = encoded.z.detach().index_add(-1, latents, values.to(encoded.z.dtype))
-    return model.add_skip(model.decode(z), x)
+    return model.to_output(model.decode(z), x)
 
 # %% ../nbs/07_sparsity_control.ipynb #cf467b00
 class AuxiliaryLoss(DeadLatents, Regularizer):
@@ -539,6 +539,6 @@ def _variance(trainer:Any) -> float:
     "Mean variance of the columns of the validation targets, as trained on; 0 if it is unknown."
     if trainer.val.rows is None: return 0.
     x = sample_rows(trainer.val.rows, 2**14)
-    if trainer.scaling is not None: x = trainer.val.scale(x.to(trainer.scaling.shift))
+    x = trainer.val.scale(x.to(trainer.val.device, trainer.val.dtype))
     x = trainer.val.split(x)[-1 if trainer.val.pairs else 0].flatten(1).double()
     return (x - x.mean(0)).square().mean().item()

@@ -68,7 +68,7 @@ class TrainerGroup:
         for t in list(self.trainers if everyone else self.active):
             try: t.event(name)
             except StopTraining: self.active.remove(t)   # the trainer has recorded the reason
-        if not everyone and not self.active: raise StopTraining(self.stopped_by)
+        if not everyone and not self.active: raise StopTraining(str(self.stopped_by))
 
     def stop(self, reason:BaseException) -> None:
         "End all running trainers."
@@ -127,7 +127,7 @@ def losses_of(
         except StopTraining as diverged:
             t.stop(diverged)
             self.active.remove(t)
-    if not self.active: raise StopTraining(self.stopped_by)
+    if not self.active: raise StopTraining(str(self.stopped_by))
     return losses
 
 @patch

@@ -55,7 +55,7 @@ class Losses(NamedTuple):
 def batch_losses(
     model:nn.Module,          # Module with `encode` and `decode`
     x:Tensor,                 # Inputs, shape `(batch, ...)`
-    penalty:'Penalty|Callable[[Tensor], Tensor]',  # Penalty of the code
+    penalty:'str|Penalty|Callable[[Tensor], Tensor]',  # Penalty of the code
     sparsity_weight:'float|Tensor',                # Weight of the penalty
     penalty_scale:'float|Tensor'=1.,               # Fraction of that weight in effect
     regularizers:Sequence=(),                      # Further terms, such as `LayerSparsity`
@@ -67,7 +67,7 @@ def batch_losses(
     model = as_autoencoder(model)
     encoded = encode_batch(model, x)
     # before decoding: the backward pass then adds this gradient in place to that of the decoder
-    sparsity = get_penalty(penalty).loss(encoded, model.activation)
+    sparsity = get_penalty(penalty, name='penalty').loss(encoded, model.activation)
     x_reconstructed = decode_batch(model, encoded.z, x, target)
     encoded = encoded._replace(target=target, reconstruction=x_reconstructed)
     recon = error(x_reconstructed, encoded.target_of(x))

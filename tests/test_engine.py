@@ -47,10 +47,10 @@ def test_a_longer_run_goes_on_from_a_finished_one(split, tmp_path):
 
 
 def test_tensorboard_reads_what_was_logged(split, tmp_path):
+    reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     history = fit(SparseAutoencoder(64, 20), *split, 3, 1e-3, 3, verbose=0,
                   callbacks=[TensorBoardLog(tmp_path)])
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(tmp_path))
+    events = reader.EventAccumulator(str(tmp_path))
     events.Reload()
     for tag, name in (('loss/val', 'val_loss'), ('loss/train', 'train_loss'), ('l0/train', 'l0')):
         assert [e.step for e in events.Scalars(tag)] == [1, 2, 3]

@@ -83,9 +83,9 @@ class Several(nn.Module):
     def decode(self, z):
         parts = z.split([m.latent_dim for m in self.models], -1)
         return torch.cat([m.decode(part) for m, part in zip(self.models, parts)], -1)
-    def add_skip(self, y, x):
+    def to_output(self, y, x):
         parts = y.split([m.output_dim for m in self.models], -1)
-        return torch.cat([m.add_skip(part, x) for m, part in zip(self.models, parts)], -1)
+        return torch.cat([m.to_output(part, x) for m, part in zip(self.models, parts)], -1)
 
 
 def run_onnx(path, given):

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 from sparse_ae import SparseAutoencoder, TiedWeightSparseAutoencoder
 from sparse_ae.activations import MatchingPursuit
-from sparse_ae.networks.conversions import constant_norm_rows, fold_scaling, from_model
-from sparse_ae.networks.formats import FORMATS, find_format, load, read_weights, save
+from sparse_ae.networks.conversions import fold_scaling, from_model
+from sparse_ae.networks.formats import FORMATS, find_format, find_repo_files, load, read_weights, save
 
 D, N = 6, 12
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
@@ -189,12 +189,28 @@ def test_saelens_scaled_inputs(tmp_path):
     with pytest.raises(ValueError, match='scaling_factor in activation_scaler.json'): load(tmp_path)
 
 
-def test_constant_norm_with_the_help_of_the_caller(tmp_path):
+def norms(x, kind):
+    "Mean and deviation, or norm, of each input, by NumPy."
+    if kind == 'layer_norm': return x.mean(-1, keepdims=True), x.std(-1, ddof=1, keepdims=True)
+    return 0., np.sqrt((x**2).mean(-1, keepdims=True))
+
+
+@pytest.mark.parametrize('kind', ['layer_norm', 'constant_norm_rescale'])
+@pytest.mark.parametrize('subtracts', [True, False])
+def test_saelens_norms_of_each_input(tmp_path, kind, subtracts):
     w = matrices()
-    write_saelens(tmp_path, dict(normalize_activations='constant_norm_rescale', **VERSION), w)
-    x, _, scale = constant_norm_rows(X)
-    y = saelens_by_hand('standard', w, x, True, False)[1]
-    assert_close((load(tmp_path, normalized_inputs=True)(x)*scale).detach(), torch.from_numpy(y)*scale)
+    write_saelens(tmp_path/'a', dict(normalize_activations=kind, apply_b_dec_to_input=subtracts, **VERSION), w)
+    shift, scale = norms(X.numpy(), kind)
+    x = torch.from_numpy((X.numpy() - shift) / (scale + 1e-5*(kind == 'layer_norm')))
+    z, y = saelens_by_hand('standard', w, x, subtracts, False)
+    for model in (load(tmp_path/'a'), save(load(tmp_path/'a'), tmp_path/'b') or load(tmp_path/'b')):
+        assert_close(model.encode(X).detach().numpy(), z)
+        assert_close(model(X).detach().numpy(), y*scale + shift)
+        assert_close(model.decode(model.encode(X)).detach().numpy(), y)
+    assert json.loads((tmp_path/'b'/'cfg.json').read_text())['normalize_activations'] == kind
+    assert_close(load(tmp_path/'a', normalized_inputs=True)(x).detach().numpy(), y)
+    for format in ('dictionary_learning', 'gemma_scope'):
+        with pytest.raises(ValueError, match=f'^{format}: scaling must not be'): save(model, tmp_path/'c', format)
 
 
 REFUSED = {   # changes of cfg.json -> part of the error
@@ -208,7 +224,8 @@ REFUSED = {   # changes of cfg.json -> part of the error
     'temporal': (dict(architecture='temporal'), 'without attention to others'),
     'unknown': (dict(architecture='new'), "architecture in cfg.json is 'new', but must be one of 'standard', 'topk'"),
     'whitening': (dict(normalize_activations='covariance_whitening'), 'normalize_activations in cfg.json'),
-    'layer norm': (dict(normalize_activations='layer_norm'), 'decode would need'),
+    'layer norm': (dict(architecture='transcoder', apply_b_dec_to_input=False, normalize_activations='layer_norm'),
+                   'the targets of a transcoder have another unit'),
     'pursuit': (dict(architecture='matching_pursuit', residual_threshold='small'),
                 "residual_threshold in cfg.json is 'small', but must be a number"),
     'support': (dict(architecture='matching_pursuit', stop_on_duplicate_support=1),
@@ -518,10 +535,10 @@ def test_normalisation_of_inputs_of_a_transcoder(tmp_path):
     w = kept(transcoder_tensors(), 'threshold')
     config = dict(apply_b_dec_to_input=False, normalize_activations='constant_norm_rescale', d_out=OUT, **VERSION)
     write_saelens(tmp_path, dict(architecture='transcoder', **config), kept(w, 'W_skip'))
-    x = constant_norm_rows(X)[0]
+    x = X / torch.from_numpy(norms(X.numpy(), 'constant')[1])
     y = transcoder_by_hand(w, relu, False, x)[1]     # outputs are in their own unit
     assert_close(load(tmp_path, normalized_inputs=True)(x).detach().numpy(), y, atol=1e-12, rtol=1e-12)
-    with pytest.raises(ValueError, match='a code does not hold'): load(tmp_path)
+    with pytest.raises(ValueError, match='targets of a transcoder have another unit'): load(tmp_path)
     write_saelens(tmp_path, dict(architecture='skip_transcoder', **config), w)
     with pytest.raises(ValueError, match='takes inputs before normalisation'): load(tmp_path, normalized_inputs=True)
 
@@ -716,14 +733,47 @@ def test_paths_that_hold_no_model(tmp_path):
     for bad in (tmp_path/'a.txt', tmp_path/'b.pt'):
         torch.save({'w': torch.ones(2)}, bad)
         with pytest.raises(ValueError, match='of no known format, but [ab]'): load(bad)
+    with pytest.raises(ValueError, match='openai: path must end with .json, .safetensors'): load(tmp_path/'a.txt', 'openai')
+    with pytest.raises(ValueError, match='openai: path must be a file, got the folder'): load(tmp_path, 'openai')
     with pytest.raises(ValueError, match="format must be 'auto', 'sparse_ae'"): load(tmp_path, 'onnx')
     with pytest.raises(TypeError, match='path must be a path, got 3'): load(3)
     with pytest.raises(TypeError, match='k must be a whole number'): load(tmp_path, 'saelens', k='3')
     with pytest.raises(ValueError, match='input_scale must be above 0'): load(tmp_path, 'saelens', input_scale=0)
     for format in ('openai', 'gemma_scope', 'dictionary_learning'):
         (tmp_path/'config.json').write_text('{}')
-        with pytest.raises(ValueError, match=f'{format}: a file must have one of the suffixes .json.*a.txt'):
+        with pytest.raises(ValueError, match=f'{format}: path must end with .json.*a.txt'):
             load(tmp_path/'a.txt', format)
+
+
+def test_a_fact_that_the_files_do_not_lack(tmp_path):
+    "It would have no effect: a file with k=4 is not read as one with k=2."
+    for format in ('saelens', 'sparse_ae'):
+        save(random_model('topk'), tmp_path/format, format)
+        for fact, value in (('k', 2), ('transcoder', True)):
+            with pytest.raises(ValueError, match=f'{fact} must be .* for the format {format}, whose files do not lack it'):
+                load(tmp_path/format, **{fact: value})
+        with pytest.raises(TypeError, match='transcoder must be True or False'): load(tmp_path/format, transcoder=1)
+        with pytest.raises(ValueError, match='input_scale must be above 0, got 0'): load(tmp_path/format, input_scale=0)
+    with pytest.raises(ValueError, match='it is for qwen_scope'): load(tmp_path/'saelens', k=2)
+
+
+def test_a_folder_with_models_of_two_formats(tmp_path):
+    "The later one of two models that were saved into one folder is not passed over."
+    first, second = random_model('topk'), random_model('topk')
+    save(first, tmp_path, 'saelens')
+    save(second, tmp_path, 'dictionary_learning')
+    with pytest.raises(ValueError, match='which holds a model of each of saelens, dictionary_learning'):
+        load(tmp_path)
+    assert_close(load(tmp_path, 'saelens')(X), first(X))
+    for path, format in ((tmp_path, 'dictionary_learning'), (tmp_path/'ae.pt', 'auto')):
+        assert_close(load(path, format)(X), second(X))
+
+
+@pytest.mark.parametrize('value, error', [(object(), TypeError), (float('nan'), ValueError)])
+def test_metadata_that_json_does_not_have(tmp_path, value, error):
+    with pytest.raises(error, match='metadata must have entries of JSON: '):
+        save(random_model('topk'), tmp_path/'new', metadata=dict(layer=value))
+    assert not (tmp_path/'new').exists()
 
 
 class Evil:
@@ -803,3 +853,20 @@ def test_other_tensors(format, kind, tmp_path):
             with pytest.raises(ValueError, match=f'{format}: {re.escape(name)} in {path.name}'): load(tmp_path)
     write(whole | {'surplus': torch.ones(2)}, path)
     with pytest.raises(ValueError, match=f'{format}: surplus in {path.name} is a tensor'): load(tmp_path)
+
+
+def test_a_repository_folder_with_two_models_needs_the_format():
+    both = ['a/cfg.json', 'a/sae_weights.safetensors', 'a/sae.safetensors']
+    for place in ('a', 'a/cfg.json'):
+        with pytest.raises(ValueError, match='^format must be given for a, which holds a model of each of saelens, sparsify'):
+            find_repo_files(both, place)
+        assert find_repo_files(both, place, 'sparsify').files == ('cfg.json', 'sae.safetensors')
+    assert find_repo_files(both, 'a/sae.safetensors').files == ('cfg.json', 'sae.safetensors')
+
+
+@pytest.mark.parametrize('format', ['sparse_ae', 'gemma_scope'])
+def test_metadata_that_no_file_holds(tmp_path, format):
+    model = SparseAutoencoder(4, 8, hidden_dims=())
+    with pytest.raises(ValueError, match='^metadata must be None for the format'):
+        save(model, tmp_path/'a', format, metadata={'hook_name': 'x'})
+    assert not (tmp_path/'a').exists()

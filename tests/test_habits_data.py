@@ -3,7 +3,6 @@ import csv
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse
 import torch
@@ -23,6 +22,7 @@ from sparse_ae.options import fitted_scaling
 from sparse_ae.sparsity_control import choose_inputs
 from sparse_ae.validation import as_tensor_rows
 
+pd = pytest.importorskip('pandas')
 X = torch.rand(101, 16, generator=torch.Generator().manual_seed(0))
 X[X < 0.3] = 0
 Y = torch.arange(101.)

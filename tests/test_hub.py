@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save
 
 from sparse_ae.eval_viz import evaluate_sparse_autoencoder
@@ -22,6 +21,7 @@ from sparse_ae.models import (BaseSparseAutoencoder, SparseAutoencoder,
                               TiedWeightSparseAutoencoder)
 from sparse_ae.networks import formats
 
+yaml = pytest.importorskip('yaml')
 hub_server = pytest.importorskip('hub_server')
 pytest.importorskip('huggingface_hub')
 

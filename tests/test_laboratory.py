@@ -7,10 +7,8 @@ import time
 import warnings
 import zipfile
 
-import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
 
 from conftest import ROOT
 from sparse_ae import FeatureExplorer, SparseAutoencoder, TrainingDashboard, digits, train_val_split
@@ -84,8 +82,11 @@ def test_exploring_a_model_does_not_change_its_training():
 
 def run(*sources):
     "Execute cells in a kernel, and return them with their outputs."
+    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
+    pytest.importorskip('ipykernel')
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
-    NotebookClient(nb, timeout=100, kernel_name='python3', store_widget_state=False).execute()
+    nbclient.NotebookClient(nb, timeout=100, kernel_name='python3',
+                            store_widget_state=False).execute()
     return nb.cells
 
 
@@ -142,6 +143,7 @@ def test_bad_arguments_are_reported(tmp_path):
 
 def test_wheel_and_sdist_contain_the_files_of_the_explorer_page(tmp_path):
     "Built from a copy, so that the checkout stays clean; the wheel is built from the sdist."
+    for package in ('build', 'setuptools'): pytest.importorskip(package)
     copy = tmp_path/'copy'
     copy.mkdir()
     shutil.copytree(ROOT/'sparse_ae', copy/'sparse_ae',

@@ -11,7 +11,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pandas as pd
 import pytest
 import sklearn.utils.validation
 import torch
@@ -268,6 +267,7 @@ def test_partial_fits_of_every_preset(name):
 
 
 def test_pickles_open_in_another_process(tmp_path):
+    pytest.importorskip('pandas')
     estimator = make_pipeline(StandardScaler(), make().set_output(transform='pandas')).fit(X)
     (tmp_path/'estimator.pkl').write_bytes(pickle.dumps(estimator))
     np.save(tmp_path/'x.npy', X)
@@ -308,6 +308,7 @@ def test_devices():
 
 
 def test_data_frames():
+    pd = pytest.importorskip('pandas')
     frame = pd.DataFrame(X[:99], columns=[f'pixel {k}' for k in range(64)], index=range(1, 100))
     estimator = make(12).set_output(transform='pandas')
     codes = estimator.fit_transform(frame)

@@ -1,5 +1,7 @@
 "Exchange files of dashboards on the activations of a real language model, MiniLM, figure by figure."
+import gzip
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -152,6 +154,7 @@ def test_contexts(files, explored, direct):
                 values[s:s + len(tokens)], torch.tensor(a['values']).double(), atol=2e-5) for s in starts)
             if a['bin_contains'] == -1: continue
             n_examples += 1
+            assert a not in [b for b in r['activations'] if b is not a]
             assert a['bin_min'] - 1e-5 <= value <= a['bin_max'] + 1e-5
             inside = ((values > a['bin_min']) & (values <= a['bin_max'])).double().mean()
             close(a['bin_contains'], inside, 1e-5 + 1.5/len(values))    # edges have five decimals
@@ -178,6 +181,127 @@ def test_writing_again_replaces_and_a_failure_keeps(explored, files, tmp_path, m
         write_dashboards(explored[0], tmp_path, latents=chosen, **options)
     assert (tmp_path/'batch-0.json').read_text() == text
     assert not list(tmp_path.glob('.*'))
+
+
+# Columns of Neuronpedia's database, https://github.com/hijohnnylin/neuronpedia, schema.prisma:
+# `!` for columns without a default that must not be null, then keys
+SCHEMA = {
+    'User': 'id! name!, PRIMARY KEY (id)',
+    'SourceRelease': '''name! visibility description! descriptionShort urls creatorName! creatorNameShort
+        creatorId! createdAt, PRIMARY KEY (name), FOREIGN KEY (creatorId) REFERENCES User (id)''',
+    'Model': '''id! displayNameShort displayName creatorId! tlensId dimension visibility instruct layers!
+        neuronsPerLayer! owner! website createdAt updatedAt, PRIMARY KEY (id),
+        FOREIGN KEY (creatorId) REFERENCES User (id)''',
+    'SourceSet': '''modelId! name! hasDashboards visibility description! type creatorName! urls creatorEmail
+        creatorId! releaseName createdAt, UNIQUE (modelId, name),
+        FOREIGN KEY (modelId) REFERENCES Model (id), FOREIGN KEY (creatorId) REFERENCES User (id),
+        FOREIGN KEY (releaseName) REFERENCES SourceRelease (name)''',
+    'Source': '''id! modelId! hasDashboards visibility setName! creatorId! hfRepoId hfFolderId num_prompts
+        num_tokens_in_prompt dataset notes createdAt, UNIQUE (modelId, id),
+        FOREIGN KEY (modelId, setName) REFERENCES SourceSet (modelId, name),
+        FOREIGN KEY (creatorId) REFERENCES User (id)''',
+    'Neuron': '''modelId! layer! "index"! sourceSetName creatorId createdAt maxActApprox hasVector vector
+        vectorLabel vectorDefaultSteerStrength hookName topkCosSimIndices topkCosSimValues
+        neuron_alignment_indices neuron_alignment_values neuron_alignment_l1
+        correlated_neurons_indices correlated_neurons_pearson correlated_neurons_l1
+        correlated_features_indices correlated_features_pearson correlated_features_l1
+        neg_str neg_values pos_str pos_values frac_nonzero freq_hist_data_bar_heights
+        freq_hist_data_bar_values logits_hist_data_bar_heights logits_hist_data_bar_values
+        decoder_weights_dist, UNIQUE (modelId, layer, "index"),
+        FOREIGN KEY (modelId, layer) REFERENCES Source (modelId, id),
+        FOREIGN KEY (modelId, sourceSetName) REFERENCES SourceSet (modelId, name),
+        FOREIGN KEY (creatorId) REFERENCES User (id)''',
+    'Activation': '''id! tokens! dataIndex "index"! layer! modelId! dataSource maxValue!
+        maxValueTokenIndex! minValue! "values"! dfaValues dfaTargetIndex dfaMaxValue creatorId! createdAt
+        lossValues logitContributions binMin binMax binContains qualifyingTokenIndex, PRIMARY KEY (id),
+        FOREIGN KEY (modelId, layer, "index") REFERENCES Neuron (modelId, layer, "index"),
+        FOREIGN KEY (creatorId) REFERENCES User (id)'''}
+NUMBERS = {'vector', 'values'}       # lists; others by the ends of their names
+ENDS = '_indices', '_values', '_pearson', '_l1', '_heights'
+
+
+def read_rows(path):
+    data = path.read_bytes()
+    return [json.loads(line) for line in (gzip.decompress(data) if path.suffix == '.gz' else data)
+            .decode().splitlines()]
+
+
+def database():
+    "Empty database with the columns, keys and first user of Neuronpedia's."
+    connection = sqlite3.connect(':memory:')
+    connection.execute('PRAGMA foreign_keys = ON')
+    for table, text in SCHEMA.items():
+        columns, _, keys = text.partition(',')
+        columns = ', '.join(c.replace('!', ' NOT NULL') for c in columns.split())
+        connection.execute(f'CREATE TABLE "{table}" ({columns}, {keys})')
+    connection.execute('INSERT INTO User VALUES (?, ?)', ('clkht01d40000jv08hvalcvly', 'bot'))
+    return connection
+
+
+def put(connection, table, rows):
+    for row in rows:
+        row = {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
+        names, marks = ', '.join(f'"{k}"' for k in row), ', '.join('?'*len(row))
+        connection.execute(f'INSERT INTO "{table}" ({names}) VALUES ({marks}) '
+                           'ON CONFLICT DO NOTHING', list(row.values()))
+
+
+@pytest.fixture(scope='module')
+def tables(explored, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('neuronpedia')
+    (folder/'minilm/3-test/features').mkdir(parents=True)
+    (folder/'minilm/3-test/features/batch-99.jsonl.gz').write_text('of an earlier run')
+    paths = write_dashboards(explored[0], folder, model_id='minilm', layer=3, sae_set='test',
+                             dataset='sentences', batch_size=50, format='neuronpedia',
+                             creator='Ada', hook_name='blocks.3.hook_resid_post', verbose=False)
+    root = folder/'minilm/3-test'
+    assert sorted(p for p in root.rglob('*') if p.is_file()) == sorted(
+        [*paths, *(root/f'{name}.jsonl' for name in ('model', 'release', 'source', 'sourceset'))])
+    return root
+
+
+def test_tables_of_neuronpedia_fit_its_database(tables, files):
+    "In the order of its import; each row has the columns, keys and types of the database."
+    connection = database()
+    for table, pattern in (('SourceRelease', 'release.jsonl'), ('Model', 'model.jsonl'),
+                           ('SourceSet', 'sourceset.jsonl'), ('Source', 'source.jsonl'),
+                           ('Neuron', 'features/*.gz'), ('Activation', 'activations/*.gz')):
+        for path in sorted(tables.glob(pattern)):
+            for _ in range(2): put(connection, table, read_rows(path))   # the second adds nothing
+    count = lambda table: connection.execute(f'SELECT COUNT(*) FROM "{table}"').fetchone()[0]
+    wanted = records(files)
+    assert [count(t) for t in ('SourceRelease', 'Model', 'SourceSet', 'Source')] == [1]*4
+    assert count('Neuron') == len(wanted)
+    assert count('Activation') == sum(len(r['activations']) for r in wanted)
+    source = connection.execute('SELECT id, num_prompts, dataset FROM Source').fetchone()
+    assert source == ('3-test', len(TEXTS), 'sentences')
+    assert connection.execute('SELECT creatorName FROM SourceSet').fetchone() == ('Ada',)
+    with pytest.raises(sqlite3.IntegrityError):      # the database here does check its keys
+        put(connection, 'Activation', [read_rows(next(tables.glob('activations/*')))[0]
+                                       | dict(id='other', index='9999')])
+
+
+def test_rows_of_neuronpedia_are_the_records(tables, files):
+    rows = [row for k in range(len(files[0])) for row in read_rows(tables/f'features/batch-{k}.jsonl.gz')]
+    contexts = [row for k in range(len(files[0]))
+                for row in read_rows(tables/f'activations/batch-{k}.jsonl.gz')]
+    assert len({row['id'] for row in contexts}) == len(contexts)
+    for row, record in zip(rows, records(files), strict=True):
+        assert (row['index'], row['layer']) == (str(record['feature_index']), '3-test')
+        same = row.keys() & record.keys()
+        assert {k: row[k] for k in same} == {k: record[k] for k in same} and len(same) > 15
+        assert row['hasVector'] and row['hookName'] == 'blocks.3.hook_resid_post'
+        for name, value in row.items():
+            if name in NUMBERS or name.endswith(ENDS):
+                assert all(type(v) in (int, float) for v in value), name
+                if name.endswith('_indices'): assert all(type(v) is int for v in value), name
+        own = [c for c in contexts if c['index'] == row['index']]
+        assert row['maxActApprox'] == max(max(c['values']) for c in own)
+        for c, activation in zip(own, record['activations'], strict=True):
+            assert [c[k] for k in ('tokens', 'values', 'binMin', 'binMax', 'binContains',
+                                   'qualifyingTokenIndex')] == [activation[k] for k in (
+                'tokens', 'values', 'bin_min', 'bin_max', 'bin_contains', 'qualifying_token_index')]
+            assert c['values'][c['maxValueTokenIndex']] == c['maxValue'] == max(c['values'])
 
 
 def test_the_object_computes_what_the_model_computes(explored, direct):

@@ -221,7 +221,8 @@ class RowwiseAdamEngine(StepEngine):
     "Adam or AdamW on the matrices by one kernel each; the decoder has contiguous atoms meanwhile."
     def __init__(self, trainer):
         self.decoder = None if trainer.model.tied else trainer.model.decoder_mat_1
-        self.rows, self.normalized = None, False
+        self.rows:Any = None    # a `RowwiseAdam` from the end of this method
+        self.normalized = False
         _set_layout(trainer, self.decoder, lambda W: W.mT.contiguous().mT)
         try:
             self.has_unit_rows = _unit_rows(trainer)

@@ -399,7 +399,7 @@ def sparse_forward(
 ) -> 'Tensor|None':     # Reconstruction; `None` where `encode_sparse` does not apply
     "Reconstruct `x` through its sparse code."
     code = encode_sparse(model, x)
-    return None if code is None else model.add_skip(decode_sparse(model, code), x)
+    return None if code is None else model.to_output(decode_sparse(model, code), x)
 
 FAST_FORWARD.append(sparse_forward)
 

@@ -31,6 +31,11 @@ from ..training import Losses, Trainer
 # %% ../../nbs/engines/03_stacked.ipynb #stk00006
 class _StackedNorm(nn.BatchNorm1d):
     "Batch normalisation of stacked layers, each over its own samples."
+    running_mean:Tensor    # not None here: the models have running statistics, and a momentum
+    running_var:Tensor
+    num_batches_tracked:Tensor
+    momentum:float
+
     def forward(self, x:Tensor) -> Tensor:
         "Normalise `x`, shape `(members * batch, features)`."
         members, features = self.weight.shape
@@ -211,7 +216,7 @@ def why_not(
     is_sparse = ours and t.model.device.type == 'cpu' and not SparseCodeEngine.why_not(t)
     reasons = {
         "engine='plain' is set": o.engine == 'plain',
-        foreign: not ours,
+        str(foreign): not ours,
         "its steps on sparse codes are faster alone": is_sparse,
         "its code activation is not vmappable": ours and not t.model.activation.vmappable,
         "the penalty is user-defined and not declared vmappable": not t.penalty.vmappable,

@@ -430,7 +430,7 @@ def _update(self:RowwiseAdam, W:Tensor, group:dict) -> None:
     state.update({name: self._match_layout(W, state[name]) for name in ('exp_avg', 'exp_avg_sq')})
     copy = None if cached is None else cached.refreshed(W)
     tensors = W.detach(), W.grad, state['exp_avg'], state['exp_avg_sq'], copy
-    rows = [x.mT if x is not None and self.is_column_major[W] else x for x in tensors]
+    rows:list[Any] = [x.mT if x is not None and self.is_column_major[W] else x for x in tensors]
     kernels_for_rows(rows[0]).adam_rows_(
         *rows, self.has_unit_rows[W], 1 - beta1, beta2, 1 - beta2, lr/(1 - beta1**t),
         (1 - beta2**t)**0.5, group['eps'], 1 - lr*decay*decoupled, decay*(not decoupled))

@@ -9,7 +9,7 @@ __all__ = ['encode_unrolled']
 import math
 from contextlib import nullcontext
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,15 +55,17 @@ def _estimates(
     scratch:Tensor,                # Memory for indices, see `_indices_in`
 ) -> list[_Estimate]:              # One entry per step, the first estimate included
     "Compute equation (1), without gradients."
-    eta, select, residual = encoder.step_size, selection_for(activation), x
+    eta, residual = encoder.step_size, x
+    select:Any = selection_for(activation)
     estimates:list[_Estimate] = []
     for step in range(encoder.steps + 1):
         torch.addmm(weights.b, residual, weights.W.T, beta=eta, alpha=eta, out=u)
         last = estimates[-1].code if estimates else None
-        if step: u.view(-1).index_add_(0, last.pattern.flat_indices, F.relu(last.values))
+        if last is not None:
+            u.view(-1).index_add_(0, last.pattern.flat_indices, F.relu(last.values))
         with nullcontext() if step == encoder.steps else eval_mode(activation):
             code = select(activation, u)
-        previous = _indices_in(code.pattern, last.pattern, scratch) if step else None
+        previous = None if last is None else _indices_in(code.pattern, last.pattern, scratch)
         estimates.append(_Estimate(code, previous))
         if step < encoder.steps:
             residual = x - weighted_row_sums(F.relu(code.values), code.pattern.col_indices,
@@ -106,7 +108,8 @@ def encode_unrolled(
         steps = _search(model, x, _Weights(cast_cached(W, dtype), b.to(dtype), atoms))
     if not torch.is_grad_enabled():
         return SparseCode(F.relu(steps[-1].code.values), steps[-1].code.pattern)
-    z, last, residual, carried, no_bias = None, None, x, 0., x.new_zeros(x.shape[1])
+    z:Any = None    # values of the last code
+    last, residual, carried, no_bias = None, x, 0., x.new_zeros(x.shape[1])
     for code, previous in steps:
         if last is not None:
             residual = x - SparseDecode.apply(z, D, no_bias, atoms, last.pattern)

@@ -20,7 +20,7 @@ from ..eval_viz import check_reconstructs_inputs, new_figure, plain_text
 from .display import tiles
 from .explorer import QUANTILES, FeatureExplorer, LatentView
 from .latents import gather_rows
-from ..models import reconstruct
+from ..models import decode_batch, reconstruct
 from ..validation import as_tensor, check_int, check_number
 
 # %% ../../nbs/lab/07_figures.ipynb #cb36a195
@@ -156,7 +156,7 @@ def steer(
         encoded, reconstruction = reconstruct(self.model, x)
         z = encoded.z.clone()
         z[..., latent] *= scale
-        steered = self.model.decode(z)
+        steered = decode_batch(self.model, z, x)
     flat = (t.flatten().float().cpu() for t in (x, reconstruction, steered))
     return Steered._make([*flat, encoded.z[..., latent].item()])
 

@@ -38,8 +38,8 @@ class LatentStatistics:
         self.latent_dim, self.k = check_int('latent_dim', latent_dim), check_int('k', k)
         self.n = 0
         self.edges:Any = None    # limits of the bins, a tensor
-        self.token_ids, self.token_counts = token_ids, None
-        if token_ids is not None: self.token_counts = TokenCounts()
+        self.token_ids = token_ids
+        self.token_counts:Any = None if token_ids is None else TokenCounts()
         self.generator = torch.Generator().manual_seed(check_seed(seed))
         with torch.inference_mode(False): self._make_tensors()   # another thread updates them
         self.lock = threading.RLock()  # acquired by `add`, and by readers in other threads

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SingleLayer', 'to_model', 'why_not_single_layer', 'from_model', 'jumprelu_parts', 'batch_topk_parts',
            'fold_decoder_bias', 'unfold_decoder_bias', 'decoder_norms', 'scale_latents', 'scale_atoms', 'fold_scaling',
-           'gated_parts', 'gate_biases', 'layer_norm_rows', 'constant_norm_rows']
+           'gated_parts', 'gate_biases']
 
 # %% ../../nbs/networks/05_conversions.ipynb #conver02
 import copy
@@ -38,6 +38,7 @@ class SingleLayer:
     metadata:dict[str, Any] = field(default_factory=dict)       # Origin of the data, as in the file
     transcoder:bool = False                  # Whether targets are another tensor than inputs
     skip_mat:'Tensor|None' = None            # `S`, shape `(output_dim, input_dim)`; `None`: no skip
+    scaling:'str|None' = None                # Scaling of each sample; `None`: none
 
     @property
     def input_dim(self) -> int: return self.encoder_mat.shape[1]
@@ -60,7 +61,7 @@ def to_model(
     output_dim, skip = layer.output_dim if layer.transcoder else None, layer.skip_mat is not None
     model = cls(layer.input_dim, layer.latent_dim, device, dtype or layer.dtype, hidden_dims=(),
                 activation=layer.activation, encoder=layer.encoder, decoder_norm=None,
-                output_dim=output_dim, skip=skip)
+                output_dim=output_dim, skip=skip, scaling=layer.scaling)
     values = dict(encoder_mat_1=layer.encoder_mat, encoder_bias_1=layer.encoder_bias,
                   decoder_mat_1=layer.decoder_mat, decoder_bias_1=layer.decoder_bias,
                   skip_mat=layer.skip_mat,
@@ -100,7 +101,9 @@ def from_model(
         wide(model.decoder_weights()[0]), wide(model.decoder_bias_1), activation,
         {name: wide(value) for name, value in state.items()}, model.encoder, model.tied,
         model.dtype, {}, model.is_transcoder, wide(model.skip_mat) if model.skip else None)
-    return layer if model.scaling is None else _fold_own_scaling(layer, model.scaling)
+    if model.scaling is None: return layer
+    if model.scaling.per_sample: return replace(layer, scaling=model.scaling.name)
+    return _fold_own_scaling(layer, model.scaling)
 
 def _fold_own_scaling(layer:SingleLayer, scaling:Scaling) -> SingleLayer:
     "Fold a scaling, whose last columns are those of the targets of a transcoder."
@@ -229,18 +232,3 @@ def gate_biases(
     "Return the biases of gate and magnitude, the inverse of equation (8)."
     scale = layer.state['log_scale'].exp()
     return layer.encoder_bias, layer.state['magnitude_bias'] + scale * layer.encoder_bias
-
-# %% ../../nbs/networks/05_conversions.ipynb #conver29
-def layer_norm_rows(
-    x:Tensor,                        # Inputs, shape `(..., input_dim)`
-) -> tuple[Tensor, Tensor, Tensor]:  # Normalised inputs; shift and scale, shape `(..., 1)`
-    "Normalise each input by its mean and standard deviation, equation (9)."
-    shift, scale = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
-    return (x - shift) / (scale + 1e-5), shift, scale
-
-def constant_norm_rows(
-    x:Tensor,                        # Inputs, shape `(..., input_dim)`
-) -> tuple[Tensor, Tensor, Tensor]:  # Normalised inputs; shift and scale, shape `(..., 1)`
-    "Scale each input to the norm `sqrt(input_dim)`."
-    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1]**0.5
-    return x / scale, torch.zeros_like(scale), scale

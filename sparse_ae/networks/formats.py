@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,10 +29,10 @@ from .conversions import (SingleLayer, batch_topk_parts, decoder_norms,
                                             fold_decoder_bias, fold_scaling, from_model,
                                             gate_biases, gated_parts, jumprelu_parts, to_model,
                                             unfold_decoder_bias)
-from .format_files import (PER_SAMPLE, READERS, FileContents, ReadOptions,
+from .format_files import (READERS, FileContents, ReadOptions,
                                              autoencoder_tensors, fold_input_scale, refuse_model,
-                                             refuse_transcoder, thresholds, write_json,
-                                             write_tensors)
+                                             refuse_scaling, refuse_transcoder, thresholds,
+                                             write_json, write_tensors)
 from .saelens import read_saelens, write_saelens
 from ..validation import (as_path, check_bool, check_choice, check_int, check_positive,
                                   make_folder)
@@ -111,7 +111,8 @@ def write_dictionary_learning(
     tensors, k = dict(zip(names, values)), {}
     if dict_class == 'GatedAutoEncoder':
         tensors |= dict(mag_bias=gate_biases(centred)[1], r_mag=layer.state['log_scale'])
-    elif dict_class == 'JumpReluAutoEncoder': tensors['threshold'] = thresholds(layer)
+    elif dict_class == 'JumpReluAutoEncoder':
+        tensors['threshold'] = layer.state['direct_threshold']
     elif hasattr(activation, 'k'):
         k = dict(k=activation.k)
         measured = bool(layer.state.get('num_batches_tracked', 0))
@@ -171,7 +172,7 @@ def write_sparsify(
     source = layer if layer.transcoder else unfold_decoder_bias(layer)
     values = source.encoder_mat, source.encoder_bias, source.decoder_mat.mT, source.decoder_bias
     tensors, skips = dict(zip(_SPARSIFY_NAMES, values)), layer.skip_mat is not None
-    if skips: tensors['W_skip'] = layer.skip_mat
+    if layer.skip_mat is not None: tensors['W_skip'] = layer.skip_mat
     write_tensors(folder/'sae.safetensors', tensors, layer.dtype)
     write_json(folder/'cfg.json', metadata | dict(
         activation=kind, k=layer.activation.k, d_in=layer.input_dim, num_latents=layer.latent_dim,
@@ -187,13 +188,13 @@ def read_openai(path:Path, options:ReadOptions) -> SingleLayer:
     tensors = autoencoder_tensors(file, names, True, True)
     file.check_all_taken('stats_last_nonzero', 'latents_activation_frequency',
                          'latents_mean_square')
-    activation = Identity() if kind == 'Identity' else ReLU()
+    activation, scaling = Identity() if kind == 'Identity' else ReLU(), None
     if kind == 'TopK':
-        if not options.normalized_inputs: file.refuse('activation', f"with it {PER_SAMPLE}")
+        if not options.normalized_inputs: scaling = 'layer_norm'
         details = FileContents('openai', path, file.object('activation_state_dict'))
         details.choice('postact_fn', ('ReLU',), 'ReLU')
         activation = TopK(details.whole_number('k', most=len(tensors['encoder_bias'])))
-    return fold_decoder_bias(SingleLayer(**tensors, activation=activation))
+    return fold_decoder_bias(SingleLayer(**tensors, activation=activation, scaling=scaling))
 
 def _find(path:Path, pattern:str) -> Path:
     "The file itself, or the one file in a folder that has this name."
@@ -329,10 +330,11 @@ class Format(NamedTuple):
     "A format of files."
     files:tuple[str, ...]                              # Files of a folder, by which it is known
     read:Callable[[Path, ReadOptions], SingleLayer]    # Reader
-    write:'Callable|None'=None                         # Writer, if there is one
+    write:Any=None                                     # Writer, if there is one
     pattern:str=''                                     # Name of a single file ...
     keys:tuple[str, ...]=()                            # ... and its keys, by which it is known
     optional:tuple[str, ...]=()                        # Files that are read if they exist
+    facts:tuple[str, ...]=()                           # Facts that its files may lack
 
 def _read_own(path:Path, options:ReadOptions) -> SingleLayer:
     return from_model(BaseSparseAutoencoder.from_pretrained(path))
@@ -340,19 +342,24 @@ def _read_own(path:Path, options:ReadOptions) -> SingleLayer:
 FORMATS = {
     'sparse_ae': Format((CONFIG, WEIGHTS), _read_own),
     'saelens': Format(('cfg.json', 'sae_weights.safetensors'), read_saelens, write_saelens,
-                      optional=('activation_scaler.json',)),
+                      optional=('activation_scaler.json',),
+                      facts=('input_scale', 'normalized_inputs')),
     'sparsify': Format(('cfg.json', 'sae.safetensors'), read_sparsify, write_sparsify),
     'dictionary_learning': Format(('config.json', 'ae.pt'), read_dictionary_learning,
                                   write_dictionary_learning),
     'gemma_scope': Format(('params.npz',), read_gemma_scope, write_gemma_scope, '*.npz',
-                          ('threshold', 'b_dec')),
+                          ('threshold', 'b_dec'), facts=('input_scale', 'transcoder')),
     'gemma_scope_2': Format(('params.safetensors',), read_gemma_scope_2, None, '*.safetensors',
-                            ('threshold', 'w_enc'), ('config.json',)),
+                            ('threshold', 'w_enc'), ('config.json',),
+                            ('input_scale', 'transcoder')),
     'llama_scope': Format(('hyperparams.json', 'checkpoints/final.safetensors'), read_llama_scope),
-    'llama_scope_r1': Format(('config.json', 'sae_weights.safetensors'), read_llama_scope_r1),
-    'openai': Format((), read_openai, None, '*.pt', ('pre_bias', 'latent_bias')),
+    'llama_scope_r1': Format(('config.json', 'sae_weights.safetensors'), read_llama_scope_r1,
+                             facts=('input_scale',)),
+    'openai': Format((), read_openai, None, '*.pt', ('pre_bias', 'latent_bias'),
+                     facts=('normalized_inputs',)),
     'goodfire': Format((), read_goodfire, None, '*.pt*', ('encoder_linear.weight',)),
-    'qwen_scope': Format((), read_qwen_scope, None, '*.sae.pt', ('W_enc', 'b_enc', 'b_dec'))}
+    'qwen_scope': Format((), read_qwen_scope, None, '*.sae.pt', ('W_enc', 'b_enc', 'b_dec'),
+                         facts=('k',))}
 
 # %% ../../nbs/networks/08_formats.ipynb #format35
 def _find_file_format(path:Path) -> 'str|None':
@@ -364,6 +371,20 @@ def _find_file_format(path:Path) -> 'str|None':
         if 'trainer' in FileContents('auto', config).values: return 'dictionary_learning'
     return None
 
+def _folder_format(
+    folder:PurePath,                     # Folder, for the error
+    has_file:Callable[[str], bool],      # Whether a file is in it
+    name:str='',                         # Name of a file that the format must have
+    format:str='auto',                   # Name of the format; `'auto'`: any
+) -> 'str|None':
+    "Recognise the format of a folder. Raises `ValueError` if it holds models of two formats."
+    found = [key for key, f in FORMATS.items() if f.files and format in ('auto', key)
+             and (not name or name in f.files) and all(map(has_file, f.files))]
+    if len({FORMATS[key].files[-1] for key in found}) > 1:     # different files of weights
+        raise ValueError(f"format must be given for {folder}, which holds a model of each of "
+                         f"{', '.join(found)}")
+    return found[0] if found else None
+
 def find_format(
     path:'str|Path',     # Folder or file
 ) -> tuple[str, Path]:   # Name of the format, and the path for its reader
@@ -371,10 +392,9 @@ def find_format(
     path = as_path('path', path)
     if not path.exists(): raise FileNotFoundError(f"path must be a file or a folder, got {path}")
     folder = path if path.is_dir() else path.parent
-    for name, format in FORMATS.items():
-        given = path.is_dir() or path.name in format.files
-        if format.files and given and all((folder/file).is_file() for file in format.files):
-            return name, folder
+    name = _folder_format(folder, lambda file: (folder/file).is_file(),
+                          '' if path.is_dir() else path.name)
+    if name: return name, folder
     if path.is_file() and (name := _find_file_format(path)): return name, path
     known = '; '.join(f"{name}: {', '.join(format.files) or format.pattern}"
                       for name, format in FORMATS.items())
@@ -383,28 +403,39 @@ def find_format(
                      f"{', '.join(there) or 'nothing'}; known are {known}")
 
 # %% ../../nbs/networks/08_formats.ipynb #format36
+def _check_facts(
+    format:str,             # Name of the format
+    facts:ReadOptions,      # Facts that were given
+) -> None:
+    "Raise `TypeError` or `ValueError` for a wrong fact, and for one that no file lacks."
+    if facts.k is not None: check_int('k', facts.k)
+    if facts.input_scale is not None: check_positive('input_scale', facts.input_scale)
+    for name in ('normalized_inputs', 'transcoder'): check_bool(name, getattr(facts, name))
+    for name, value in facts._asdict().items():
+        if name in FORMATS[format].facts or value in (None, False): continue
+        others = ', '.join(other for other, f in FORMATS.items() if name in f.facts)
+        raise ValueError(f"{name} must be {ReadOptions._field_defaults[name]} for the format "
+                         f"{format}, whose files do not lack it, got {value!r}; it is for {others}")
+
 def read_weights(
     path:'str|Path',                    # Folder or file
     format:str='auto',                  # Name of the format; `'auto'`: it is recognised
     *,
     k:'int|None'=None,                  # Active latents per sample, where the file does not hold it
     input_scale:'float|None'=None,      # Factor of the inputs in training, where the file lacks it
-    normalized_inputs:bool=False,       # Whether inputs will be normalised one by one
+    normalized_inputs:bool=False,       # Whether the caller normalises each input
     transcoder:bool=False,              # Whether targets are not the inputs, if the file lacks it
 ) -> SingleLayer:                       # Weights in the notation of this library, and metadata
     "Read a model of any format. Raises `ValueError` for one that a model here cannot compute."
     check_choice('format', format, ('auto', *FORMATS))
-    options = ReadOptions(None if k is None else check_int('k', k),
-                          None if input_scale is None else
-                          check_positive('input_scale', input_scale),
-                          check_bool('normalized_inputs', normalized_inputs),
-                          check_bool('transcoder', transcoder))
     if format == 'auto': format, path = find_format(path)
+    facts = ReadOptions(k, input_scale, normalized_inputs, transcoder)
+    _check_facts(format, facts)
     path = as_path('path', path)
     if not path.exists(): raise FileNotFoundError(f"path must be a file or a folder, got {path}")
     if path.is_file() and path.name in FORMATS[format].files and format != 'dictionary_learning':
         path = path.parent
-    return FORMATS[format].read(path, options)
+    return FORMATS[format].read(path, facts)
 
 # %% ../../nbs/networks/08_formats.ipynb #format48
 class RepoFiles(NamedTuple):
@@ -419,14 +450,14 @@ def find_repo_files(
     subfolder:str='',         # Folder or file in the repository
     format:str='auto',        # Name of the format; `'auto'`: it is recognised
 ) -> 'RepoFiles|None':        # `None` if there is no model of the format
-    "Return the files in a repository that a model needs."
+    """Return the files in a repository that a model needs.
+
+    Raises `ValueError` for a folder with models of two formats."""
     paths, place = set(paths), PurePosixPath(repo_prefix(subfolder))
-    names = FORMATS if format == 'auto' else [format]
     folder = place.parent if str(place) in paths else place
-    for chosen in (FORMATS[name] for name in names):
-        there = chosen.files and all(str(folder/file) in paths for file in chosen.files)
-        if there and (folder == place or place.name in chosen.files):
-            return RepoFiles(str(folder), chosen.files, chosen.optional)
+    name = _folder_format(folder, lambda file: str(folder/file) in paths,
+                          '' if folder == place else place.name, format)
+    if name: return RepoFiles(str(folder), FORMATS[name].files, FORMATS[name].optional)
     if str(place) not in paths: return None
     configs = tuple(str(parent/'config.json') for parent in place.parents[:2])
     return RepoFiles('', (str(place),), configs, str(place))
@@ -463,7 +494,7 @@ def load(
     device:'str|torch.device'='cpu',    # Device of the model
     k:'int|None'=None,                  # Active latents per sample, where the file does not hold it
     input_scale:'float|None'=None,      # Factor of the inputs in training, where the file lacks it
-    normalized_inputs:bool=False,       # Whether inputs will be normalised one by one
+    normalized_inputs:bool=False,       # Whether the caller normalises each input
     transcoder:bool=False,              # Whether targets are not the inputs, if the file lacks it
     subfolder:str='',                   # Folder or file within the folder or repository
     revision:'str|None'=None,           # Branch, tag or commit; `None`: the main branch
@@ -483,12 +514,12 @@ def load(
                                token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     else: path = local_folder('path', path, (), subfolder=subfolder, revision=revision)
     if format == 'auto': format, path = find_format(path)
+    facts = ReadOptions(k, input_scale, normalized_inputs, transcoder)
     if format == 'sparse_ae':
+        _check_facts(format, facts)
         model = BaseSparseAutoencoder.from_pretrained(path, device)
         return model.to(dtype) if dtype else model
-    layer = read_weights(path, format, k=k, input_scale=input_scale,
-                         normalized_inputs=normalized_inputs, transcoder=transcoder)
-    return to_model(layer, dtype, device)
+    return to_model(read_weights(path, format, **facts._asdict()), dtype, device)
 
 # %% ../../nbs/networks/08_formats.ipynb #format37
 def save(
@@ -504,12 +535,18 @@ def save(
 
     Raises `ValueError` for a model that the format cannot hold."""
     writable = ['sparse_ae', *(name for name, f in FORMATS.items() if f.write)]
-    if check_choice('format', format, writable) == 'sparse_ae':
+    if check_choice('format', format, writable) in ('sparse_ae', 'gemma_scope') and metadata:
+        raise ValueError(f"metadata must be None for the format {format}, whose files hold none, "
+                         f"got {metadata!r:.200}")
+    if format == 'sparse_ae':
         return model.save_pretrained(folder, push_to_hub=push_to_hub, **options)
     if not isinstance(metadata, (dict, type(None))):
         raise TypeError(f"metadata must be a dictionary, got {type(metadata).__name__}")
-    json.dumps(metadata)      # an error here leaves no half-written folder
+    try: json.dumps(metadata, allow_nan=False)    # before a file is written
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"metadata must have entries of JSON: {error}") from None
     layer, chosen = from_model(model), FORMATS[format]
+    if format != 'saelens': refuse_scaling(format, layer)
     return save_files(model, folder, lambda path: chosen.write(layer, path, metadata or {}),
                       chosen.files, push_to_hub=push_to_hub, **options,
                       call='sparse_ae.networks.formats:load',

@@ -9,6 +9,7 @@ __all__ = ['read_saelens', 'write_saelens']
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,9 @@ from .conversions import (SingleLayer, batch_topk_parts, decoder_norms,
                                             fold_decoder_bias, gate_biases, gated_parts,
                                             jumprelu_parts, scale_atoms, scale_latents,
                                             unfold_decoder_bias)
-from .format_files import (PER_SAMPLE, FileContents, ReadOptions,
-                                             autoencoder_tensors, fold_input_scale, refuse_model,
-                                             thresholds, write_json, write_tensors)
+from .format_files import (FileContents, ReadOptions, autoencoder_tensors,
+                                             fold_input_scale, refuse_model, thresholds, write_json,
+                                             write_tensors)
 
 # %% ../../nbs/networks/07_saelens.ipynb #format13
 _SAELENS = 'saelens'
@@ -35,7 +36,7 @@ def _saelens_is_current(values:dict) -> bool:
     if not isinstance(metadata, dict): metadata = {}
     version = values.get('sae_lens_version') or metadata.get('sae_lens_version')
     digits = re.match(r'\d{1,9}', str(version))
-    return bool(digits) and int(digits[0]) >= 6
+    return digits is not None and int(digits[0]) >= 6
 
 def _saelens_config(path:Path) -> FileContents:
     "Read a configuration of any version, in the form of version 6."
@@ -59,7 +60,7 @@ def _saelens_jumprelu(config:FileContents, file:FileContents, n:int) -> tuple[Co
     else: threshold = file.tensor('threshold', n, finite=False)
     metadata = FileContents(_SAELENS, config.path, config.object('metadata'))
     trained = metadata.get('training_architecture')
-    k = metadata.object('training_architecture_details').get('k')
+    k:Any = metadata.object('training_architecture_details').get('k')
     whole = isinstance(k, (int, float)) and 1 <= k <= n and k == int(k)
     if trained in ('batchtopk', 'matryoshka_batchtopk') and whole and (
             threshold[0] > 0 and (threshold == threshold[0]).all()):
@@ -99,16 +100,20 @@ def _saelens_pursuit(config:FileContents, file:FileContents) -> SingleLayer:
                        encoder=MatchingPursuit(config.whole_number('max_iterations', d),
                                                max(0., threshold), by_support))
 
+_SAELENS_SCALINGS = {'layer_norm': 'layer_norm', 'constant_norm_rescale': 'constant_norm'}
+
 def _saelens_normalized(layer:SingleLayer, config:FileContents, options:ReadOptions) -> SingleLayer:
     "Apply `normalize_activations`."
     kind = config.choice('normalize_activations', (
-        'none', 'expected_average_only_in', 'layer_norm', 'constant_norm_rescale'), 'none')
-    per_sample = kind in ('layer_norm', 'constant_norm_rescale')
-    if per_sample and layer.skip_mat is not None:
+        'none', 'expected_average_only_in', *_SAELENS_SCALINGS), 'none')
+    scaling = _SAELENS_SCALINGS.get(kind)
+    if scaling and layer.skip_mat is not None:
         config.refuse('normalize_activations', "the skip of a model here takes the same inputs as "
                       "the encoder, and that of the file takes inputs before normalisation")
-    if per_sample and not options.normalized_inputs:
-        config.refuse('normalize_activations', PER_SAMPLE)
+    if scaling and layer.transcoder and not options.normalized_inputs:
+        config.refuse('normalize_activations', "the targets of a transcoder have another unit; "
+                      "load with normalized_inputs=True, and normalise the inputs")
+    if scaling and not options.normalized_inputs: return replace(layer, scaling=scaling)
     if kind != 'expected_average_only_in': return layer
     if layer.transcoder:
         config.refuse('normalize_activations', "the targets of a transcoder have a factor of their "
@@ -153,10 +158,10 @@ def read_saelens(
     "Read a model of SAELens."
     config, file = (_saelens_config(path/'cfg.json'),
                     FileContents(_SAELENS, path/'sae_weights.safetensors'))
-    architecture = config.choice('architecture', (*_SAELENS_ACTIVATIONS, 'matching_pursuit',
-                                                  *_SAELENS_REFUSED), 'standard')
-    if architecture in _SAELENS_REFUSED:
-        config.refuse('architecture', _SAELENS_REFUSED[architecture])
+    for architecture, reason in _SAELENS_REFUSED.items():
+        if config.get('architecture') == architecture: config.refuse('architecture', reason)
+    architecture = config.choice('architecture', (*_SAELENS_ACTIVATIONS, 'matching_pursuit'),
+                                 'standard')
     subtracts = config.choice('apply_b_dec_to_input', (True, False), True)
     rescales = config.choice('rescale_acts_by_decoder_norm', (True, False), False)
     if architecture == 'matching_pursuit': layer = _saelens_pursuit(config, file)
@@ -195,12 +200,12 @@ def _saelens_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
 
 def _saelens_transcoder_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
     "The same for a transcoder with or without a skip."
-    if thresholds(layer) is None:
+    if (threshold := thresholds(layer)) is None:
         refuse_model(_SAELENS, layer, 'relu, batch_topk or jumprelu for a transcoder')
     name, tensors = 'transcoder', dict(b_enc=layer.encoder_bias)
     if layer.skip_mat is not None: name, tensors['W_skip'] = f'skip_{name}', layer.skip_mat
     if not isinstance(layer.activation, ReLU):
-        name, tensors['threshold'] = f'jumprelu_{name}', thresholds(layer)
+        name, tensors['threshold'] = f'jumprelu_{name}', threshold
     return name, dict(d_out=layer.output_dim), tensors
 
 def _saelens_pursuit_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
@@ -217,6 +222,10 @@ def _saelens_pursuit_parts(layer:SingleLayer) -> tuple[str, dict, dict]:
     return 'matching_pursuit', {key: value for key, value in options.items() if key != 'k'}, {}
 
 # %% ../../nbs/networks/07_saelens.ipynb #format21
+def _saelens_normalization(layer:SingleLayer) -> str:
+    "Value of `normalize_activations`."
+    return next((kind for kind, name in _SAELENS_SCALINGS.items() if name == layer.scaling), 'none')
+
 def write_saelens(
     layer:SingleLayer,       # Weights
     folder:Path,             # Created if it does not exist
@@ -234,7 +243,8 @@ def write_saelens(
     config = dict(architecture=architecture, d_in=layer.input_dim, d_sae=layer.latent_dim,
                   dtype=str(layer.dtype).removeprefix('torch.'), device='cpu',
                   apply_b_dec_to_input=architecture == 'matching_pursuit',
-                  normalize_activations='none', reshape_activations='none', **keys,
+                  normalize_activations=_saelens_normalization(layer), reshape_activations='none',
+                  **keys,
                   metadata=metadata)
     write_tensors(folder/'sae_weights.safetensors', tensors, layer.dtype)
     write_json(folder/'cfg.json', config)

@@ -91,8 +91,8 @@ class StoreWriter:
         self.folder = make_folder('folder', folder)
         self.dtype = None if dtype is None else DTYPES[_dtype_name(dtype)]
         self.shard_bytes = check_int('shard_bytes', shard_bytes, 2**12)
-        self.buffers:'dict[str, Tensor]|None' = None
-        self.spare:'dict[str, Tensor]|None' = None
+        self.buffers:dict[str, Tensor] = {}     # made with the first rows
+        self.spare:dict[str, Tensor] = {}
         self.filled = 0
         self.thread = ThreadPoolExecutor(1)     # writes one shard at a time
         self.pending:'Future|None' = None
@@ -184,7 +184,7 @@ def _check(self:StoreWriter, rows:Tensor, columns:dict[str, Tensor]) -> None:
     if sorted(columns) != self.record['columns']:
         raise ValueError(f"columns must be {self.record['columns']}, as before, got "
                          f"{sorted(columns)}")
-    if self.buffers is None: self.buffers = self._make_buffers()
+    if not self.buffers: self.buffers = self._make_buffers()
 
 @patch
 def _make_buffers(self:StoreWriter) -> dict[str, Tensor]:
@@ -247,7 +247,7 @@ def close(
     if not self.record['complete']:     # no row was left for a last shard
         self.record.update(progress)
         self._write_record()
-    self.buffers = self.spare = None
+    self.buffers, self.spare = {}, {}
     self.thread.shutdown()
 
 # %% ../../nbs/networks/01_store.ipynb #store018
@@ -258,7 +258,7 @@ _SHARD_KEYS = dict(file=str, rows=int, bytes=int, sha256=str)
 def _check_keys(path:Path, values:Any, kinds:dict[str, Any]) -> None:
     "Raise `ValueError` that names the file unless `values` is an object with these entries."
     for name, kind in kinds.items():
-        value = values.get(name) if isinstance(values, dict) else None
+        value:Any = values.get(name) if isinstance(values, dict) else None
         known = isinstance(values, dict) and name in values and isinstance(value, kind)
         if not known or isinstance(value, bool) and kind is int or kind is int and value < 0:
             raise ValueError(f"{path} is damaged: it has no valid {name!r}, got {value!r:.80}")

@@ -7,9 +7,11 @@ __all__ = ['ViewerConfig', 'ViewerAutoencoder', 'write_dashboards']
 
 # %% ../../nbs/networks/09_viewers.ipynb #viewer02
 import copy
+import gzip
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +28,8 @@ from ..eval_viz import dictionary
 from ..io import atomic_write
 from ..lab.explorer import FeatureExplorer, LatentView
 from ..models import BaseSparseAutoencoder, check_autoencoder, hold_steps, is_native
-from ..validation import (as_tensor, autocast_disabled, check_int, gradients_enabled,
-                                  make_folder)
+from ..validation import (as_tensor, autocast_disabled, check_choice, check_int,
+                                  gradients_enabled, make_folder)
 
 # %% ../../nbs/networks/09_viewers.ipynb #viewer06
 def _pre_activation(model:nn.Module, x:Tensor) -> Tensor:
@@ -60,6 +62,12 @@ def _linear_parts(model:nn.Module) -> dict[str, Tensor]:
     return dict(W_enc=W_enc, b_enc=b_enc, W_dec=atoms, b_dec=b_dec)
 
 # %% ../../nbs/networks/09_viewers.ipynb #viewer08
+def _check_texts(optional:bool, **values:Any) -> None:
+    "Raise `TypeError` for a value that is no string, and neither `None` if that is `optional`."
+    for name, value in values.items():
+        if isinstance(value, str) or value is None and optional: continue
+        raise TypeError(f"{name} must be a string{' or None' if optional else ''}, got {value!r}")
+
 class ViewerConfig:
     "Configuration of a `ViewerAutoencoder`, with the attributes of one of SAELens."
     def __init__(
@@ -70,6 +78,7 @@ class ViewerConfig:
         hook_name:str,         # Name of the activations in TransformerLens
         **metadata:Any,        # More facts, such as `model_name` and `context_size`
     ):
+        _check_texts(False, hook_name=hook_name)
         self.d_in, self.d_sae, self.dtype, self.device = d_in, d_sae, dtype, 'cpu'
         self.normalize_activations = self.reshape_activations = 'none'
         self.apply_b_dec_to_input = False
@@ -101,7 +110,7 @@ class ViewerAutoencoder(nn.Module):
     """Any autoencoder with the attributes that SAEBench and SAEDashboard read.
 
     It holds a copy of the model, in eval mode. Raises `ValueError` for a transcoder, whose outputs
-    cannot replace its inputs."""
+    cannot replace its inputs, and for a scaling of each sample, whose unit a code does not hold."""
     hook_z_reshaping_mode = False   # whether inputs have the shape `(..., heads, d_head)`
 
     def __init__(
@@ -116,6 +125,9 @@ class ViewerAutoencoder(nn.Module):
                 raise ValueError(f"model must have {name}, {type(model).__name__} has none")
         if getattr(model, 'is_transcoder', False):
             raise ValueError("model must reconstruct its inputs, got a transcoder")
+        if isinstance(model, BaseSparseAutoencoder) and getattr(model.scaling, 'per_sample', False):
+            raise ValueError("model must not have a scaling of each sample, since viewers decode "
+                             f"codes without their inputs, got {model.scaling.name!r}")
         with torch.inference_mode(False), hold_steps(model):
             self.model = copy.deepcopy(model).eval().requires_grad_(False)
             parts = _linear_parts(self.model)
@@ -184,7 +196,7 @@ class _Moments:
     "Sums of products of some columns with all columns, equation (3)."
     def __init__(self, chosen:Tensor):
         self.chosen, self.n = chosen, 0
-        self.offset:'Tensor|None' = None    # mean of the first block
+        self.offset:Any = None              # mean of the first block, a tensor
         self.sums:Any = 0                   # then shape `(2 + chosen, columns)`
 
     def add(self, values:Tensor) -> None:
@@ -255,6 +267,7 @@ def _activation_records(explorer:FeatureExplorer, view:LatentView) -> list[dict]
     groups += [(sample, -1., view.largest, -1.) for _, sample in view.top]
     for value, sample in view.quantiles:
         if sample in shown: continue
+        shown.add(sample)      # of few activations, one is near several levels
         k = int(torch.bucketize(abs(value), stats.edges[1:-1]))
         groups.append((sample, *stats.edges[k:k + 2].tolist(), view.histogram[k] / stats.n))
     contexts = explorer._contexts(view.latent, [group[0] for group in groups])
@@ -267,7 +280,7 @@ def _logit_records(scores:'Tensor|None', names:'Sequence[str]|None') -> dict[str
     "Outputs that an atom raises and lowers most, and the histogram of its scores."
     keys = ('pos_str', 'pos_values', 'neg_str', 'neg_values', 'logits_hist_data_bar_heights',
             'logits_hist_data_bar_values')
-    if scores is None: return {key: [] for key in keys}
+    if scores is None or names is None: return {key: [] for key in keys}
     n, columns = min(10, len(scores)), []
     for largest in (True, False):
         values, indices = scores.topk(n, largest=largest)
@@ -312,20 +325,133 @@ def _latent_records(explorer:FeatureExplorer, latents:Tensor, bar:Any, facts:dic
 # %% ../../nbs/networks/09_viewers.ipynb #viewer24
 _LATENTS_PER_PASS = 1024    # whose correlations with all others are in memory
 
-def _write(path:Path, values:dict) -> None:
-    text = json.dumps(values, separators=(',', ':'), allow_nan=False)
-    with atomic_write(path) as temporary: temporary.write_text(text, encoding='utf-8')
+def _write(path:Path, *rows:dict) -> None:
+    "Write JSON, a line for each row; compressed if the name ends with `.gz`."
+    text = '\n'.join(json.dumps(row, separators=(',', ':'), allow_nan=False) for row in rows)
+    data = text.encode('utf-8')
+    if path.suffix == '.gz': data = gzip.compress(data, mtime=0)
+    with atomic_write(path) as temporary: temporary.write_bytes(data)
 
-def _finish_folder(folder:Path, paths:list[Path], names:dict, explorer:FeatureExplorer,
-                   chosen:Tensor) -> None:
-    "Write the list of dead latents, and remove the files of an earlier run."
-    dead = chosen[explorer.stats.count[chosen] == 0].tolist()
-    entries = {key: value for key, value in names.items() if key != 'sae_id_suffix'}
-    _write(folder/'skipped_indexes.json', entries | dict(
-        layer=str(names['layer']), skipped_indexes=dead,
-        log_sparsity=round(-np.log10(max(1, explorer.stats.n)), 5)))
-    for path in folder.glob('batch-*.json'):
-        if path not in paths and re.fullmatch(r'batch-\d+\.json', path.name): path.unlink()
+def _chosen_latents(explorer:FeatureExplorer, latents:'Iterable[int]|None') -> Tensor:
+    "Return indices of latents, each once. Raises `TypeError` or `ValueError`."
+    if latents is None: return torch.arange(explorer.latent_dim, device='cpu')
+    if not isinstance(latents, Iterable) or isinstance(latents, str):
+        raise TypeError(f"latents must be a list of indices or None, got {latents!r}")
+    unique = dict.fromkeys(explorer._check_latent(i) for i in latents)
+    return torch.tensor([*unique], device='cpu').long()
+
+def _data_facts(explorer:FeatureExplorer, dataset:str) -> dict[str, Any]:
+    "Number and length of the texts, and the name of the data."
+    samples = explorer.tokens.columns.samples[:explorer.stats.n]
+    lengths = np.unique(np.asarray(samples), return_counts=True)[1]
+    return dict(n_prompts_total=len(lengths), n_tokens_in_prompt=int(lengths.max(initial=0)),
+                dataset=dataset)
+
+# %% ../../nbs/networks/09_viewers.ipynb #viewer37
+class _SAEDashboardFiles:
+    "Files of SAEDashboard, one for each batch of latents."
+    suffix = '.json'
+
+    def __init__(self, folder:'str|Path', names:dict, facts:dict, creator:str,
+                 hook_name:'str|None'):
+        self.names, self.facts, self.creator, self.hook_name = names, facts, creator, hook_name
+        self.paths:list[Path] = []
+        self.n_batches, self.folders = 0, self.make_folders(folder)
+
+    def make_folders(self, folder:'str|Path') -> list[Path]:
+        "Return the folders of the batches, which are created."
+        return [make_folder('folder', folder)]
+
+    def write(self, records:list[dict]) -> None:
+        "Write the files of a batch."
+        for folder, rows in zip(self.folders, self.tables(records)):
+            self.paths.append(folder/f'batch-{self.n_batches}{self.suffix}')
+            _write(self.paths[-1], *rows)
+        self.n_batches += 1
+
+    def tables(self, records:list[dict]) -> list[list[dict]]:
+        "Return the rows of each file of a batch."
+        return [[{**self.names, 'features': records}]]
+
+    def write_facts(self, dead:list[int], n:int) -> None:
+        "Write the list of latents that none of the `n` tokens activates."
+        entries = {key: value for key, value in self.names.items() if key != 'sae_id_suffix'}
+        _write(self.folders[0]/'skipped_indexes.json', entries | dict(
+            layer=str(self.names['layer']), skipped_indexes=dead,
+            log_sparsity=round(-np.log10(max(1, n)), 5)))
+
+    def finish(self, dead:list[int], n:int) -> None:
+        "Write the files that belong to no batch, and remove batches of an earlier run."
+        self.write_facts(dead, n)
+        pattern = r'batch-\d+' + re.escape(self.suffix)
+        for path in (path for folder in self.folders for path in folder.glob('batch-*')):
+            if path not in self.paths and re.fullmatch(pattern, path.name): path.unlink()
+
+# %% ../../nbs/networks/09_viewers.ipynb #viewer31
+_CREATOR = 'clkht01d40000jv08hvalcvly'      # default user of Neuronpedia's database
+_NOT_IN_FEATURES = ('feature_index', 'activations', 'vector', 'n_prompts_total',
+                    'n_tokens_in_prompt', 'dataset')
+
+def _activation_row(key:dict, activation:dict) -> dict:
+    "Row of the table `Activation`."
+    values = activation['values']
+    row = dict(key, tokens=activation['tokens'], values=values, maxValue=max(values),
+               minValue=min(values), maxValueTokenIndex=values.index(max(values)),
+               binMin=activation['bin_min'], binMax=activation['bin_max'],
+               binContains=activation['bin_contains'],
+               qualifyingTokenIndex=activation['qualifying_token_index'])
+    digest = hashlib.sha256(json.dumps(row, allow_nan=False).encode('utf-8')).hexdigest()
+    return dict(id='c' + digest[:24], **row)
+
+def _feature_row(key:dict, record:dict, contexts:list[dict], hook_name:'str|None') -> dict:
+    "Row of the table `Neuron`."
+    largest, steers = max((row['maxValue'] for row in contexts), default=0), hook_name is not None
+    return dict(key, maxActApprox=largest, hasVector=steers, hookName=hook_name,
+                vector=record['vector'] if steers else [], vectorDefaultSteerStrength=largest,
+                **{name: value for name, value in record.items() if name not in _NOT_IN_FEATURES})
+
+# %% ../../nbs/networks/09_viewers.ipynb #viewer32
+class _NeuronpediaFiles(_SAEDashboardFiles):
+    "Tables of Neuronpedia: two files for each batch of latents, and four with one row each."
+    suffix = '.jsonl.gz'
+
+    def make_folders(self, folder):
+        names = {name: self.names[name] for name in ('model_id', 'sae_set', 'sae_id_suffix')}
+        for name, value in names.items():
+            if value is not None and not re.fullmatch(r'\w[\w.-]*', value, re.ASCII):
+                raise ValueError(f"{name} must have letters, digits, '_', '-' and '.' only, got "
+                                 f"{value!r}")
+        suffix = '' if names['sae_id_suffix'] is None else f"__{names['sae_id_suffix']}"
+        self.source = f"{self.names['layer']}-{names['sae_set']}{suffix}"
+        self.root = make_folder('folder', folder)/names['model_id']/self.source
+        return [make_folder('folder', self.root/name) for name in ('features', 'activations')]
+
+    def tables(self, records):
+        features, activations = [], []
+        for record in records:
+            key = dict(modelId=self.names['model_id'], layer=self.source,
+                       index=str(record['feature_index']), creatorId=_CREATOR)
+            contexts = [_activation_row(key, each) for each in record['activations']]
+            features.append(_feature_row(key | dict(sourceSetName=self.names['sae_set']), record,
+                                         contexts, self.hook_name))
+            activations += contexts
+        return [features, activations]
+
+    def write_facts(self, dead, n):
+        model, name = self.names['model_id'], self.names['sae_set']
+        who, by = dict(creatorId=_CREATOR, visibility='PUBLIC'), dict(creatorName=self.creator)
+        tables = dict(
+            model=dict(id=model, displayName=model, displayNameShort=model, owner='', layers=0,
+                       neuronsPerLayer=0),
+            release=dict(name=name, description=name, urls=[], **by),
+            sourceset=dict(modelId=model, name=name, description=name, releaseName=name, urls=[],
+                           **by),
+            source=dict(id=self.source, modelId=model, setName=name, dataset=self.facts['dataset'],
+                        num_prompts=self.facts['n_prompts_total'],
+                        num_tokens_in_prompt=self.facts['n_tokens_in_prompt']))
+        for table, row in tables.items(): _write(self.root/f'{table}.jsonl', row | who)
+
+_FILES = {'saedashboard': _SAEDashboardFiles, 'neuronpedia': _NeuronpediaFiles}
 
 # %% ../../nbs/networks/09_viewers.ipynb #viewer29
 def write_dashboards(
@@ -339,31 +465,34 @@ def write_dashboards(
     dataset:str='',              # Name of the data
     latents:'Sequence[int]|None'=None,       # Indices of latents; `None`: all
     batch_size:int=128,          # Latents in a file
+    format:str='saedashboard',   # Files of SAEDashboard, or 'neuronpedia': tables of Neuronpedia
+    creator:str='',              # Author in the tables of Neuronpedia
+    hook_name:'str|None'=None,   # Name of the activations in TransformerLens, for steering there
     verbose:bool=True,           # Whether to show progress
-) -> list[Path]:                 # `batch-0.json`, ...
+) -> list[Path]:                 # `batch-0.json`, ..., or `features/batch-0.jsonl.gz`, ...
     """Write the exchange files of dashboards.
 
     Waits for the explorer. Raises `ValueError` for an explorer without tokens."""
+    if not isinstance(explorer, FeatureExplorer):
+        raise TypeError(f"explorer must be a FeatureExplorer, got {type(explorer).__name__}")
     if explorer.tokens is None: raise ValueError("explorer must have tokens, got None")
-    stats, size = explorer.wait().stats, check_int('batch_size', batch_size)
-    chosen = range(explorer.latent_dim) if latents is None else latents
-    chosen = torch.tensor([explorer._check_latent(i) for i in chosen], device='cpu').long()
-    active = chosen[stats.count[chosen] > 0]
-    samples = np.asarray(explorer.tokens.columns.samples[:stats.n])
-    lengths = np.unique(samples, return_counts=True)[1]
-    facts = dict(n_prompts_total=len(lengths), n_tokens_in_prompt=int(lengths.max(initial=0)),
-                 dataset=str(dataset))
-    names = dict(model_id=str(model_id), layer=check_int('layer', layer, 0), sae_set=str(sae_set),
+    _check_texts(False, model_id=model_id, sae_set=sae_set, dataset=dataset, creator=creator)
+    _check_texts(True, sae_id_suffix=sae_id_suffix, hook_name=hook_name)
+    kind = _FILES[check_choice('format', format, _FILES)]
+    names = dict(model_id=model_id, layer=check_int('layer', layer, 0), sae_set=sae_set,
                  sae_id_suffix=sae_id_suffix)
-    folder, records = make_folder('folder', folder), []
-    paths:list[Path] = []
+    stats, size = explorer.wait().stats, check_int('batch_size', batch_size)
+    chosen = _chosen_latents(explorer, latents)
+    active, dead = (chosen[(stats.count[chosen] > 0) == state] for state in (True, False))
+    facts = _data_facts(explorer, dataset)
+    files, records = kind(folder, names, facts, creator, hook_name), []
     with progress_bar(not verbose, total=stats.n * -(-len(active) // _LATENTS_PER_PASS),
                       desc='dashboards', delay=2) as bar:
         for part in active.split(_LATENTS_PER_PASS) if len(active) else ():
             records += _latent_records(explorer, part, bar, facts)
-            while len(records) >= size or (records and part[-1] == active[-1]):
-                paths.append(folder/f'batch-{len(paths)}.json')
-                _write(paths[-1], {**names, 'features': records[:size]})
+            while len(records) >= size:
+                files.write(records[:size])
                 records = records[size:]
-    _finish_folder(folder, paths, names, explorer, chosen)
-    return paths
+    if records: files.write(records)
+    files.finish(dead.tolist(), stats.n)
+    return files.paths

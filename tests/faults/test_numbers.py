@@ -31,7 +31,7 @@ CHOICES = dict(
     decoder_norm=[*DECODER_NORMS],
     cls=[SparseAutoencoder, TiedWeightSparseAutoencoder],
     encoder=[dict(name=name, **(dict(k=2) if 'pursuit' in name else {})) for name in ENCODERS],
-    scaling=[None, 'global', 'columns'])
+    scaling=[None, 'global', 'columns', 'layer_norm', 'constant_norm'])
 COMBINATIONS = list(itertools.product(*CHOICES.values()))
 
 

@@ -35,10 +35,13 @@ CASES = {   # name -> class, class of the configuration, its keys
            ('matching_pursuit-residual', MatchingPursuitSAE, MatchingPursuitSAEConfig,
             dict(residual_threshold=1.5, stop_on_duplicate_support=False)))},
     'standard-float64': (StandardSAE, StandardSAEConfig, dict(dtype='float64')),
-    'refused-layer_norm': (StandardSAE, StandardSAEConfig,
-                           dict(normalize_activations='layer_norm')),
-    'refused-constant_norm': (StandardSAE, StandardSAEConfig,
-                              dict(normalize_activations='constant_norm_rescale')),
+    'layer_norm': (StandardSAE, StandardSAEConfig, dict(normalize_activations='layer_norm')),
+    'constant_norm': (StandardSAE, StandardSAEConfig,
+                      dict(normalize_activations='constant_norm_rescale')),
+    'layer_norm-topk': (TopKSAE, TopKSAEConfig, dict(
+        k=K, normalize_activations='layer_norm', rescale_acts_by_decoder_norm=True)),
+    'layer_norm-pursuit': (MatchingPursuitSAE, MatchingPursuitSAEConfig, dict(
+        normalize_activations='layer_norm')),
     **{name: (cls, config, dict(d_out=NARROW, apply_b_dec_to_input=False))
        for name, cls, config in (
         ('transcoder', Transcoder, TranscoderConfig),

@@ -21,8 +21,9 @@ HERE = Path(__file__).resolve().parent
 PEERS = {'sae_lens': 'saelens', 'dictionary_learning': 'dictionary_learning', 'sparsify': 'sparsify'}
 K = 3
 CLOSE = dict(atol=1e-5, rtol=1e-5)
+NORMS = {'layer_norm': 'topk', 'constant_norm': 'jumprelu'}     # scaling -> activation
 KINDS = ('relu', 'topk', 'abs_topk', 'group_max', 'batch_topk', 'jumprelu', 'gated', 'pursuit',
-         'pursuit_stops')
+         'pursuit_stops', *NORMS)
 TRANSCODERS = tuple(f'{kind}-{form}' for form in ('transcoder', 'skip', 'narrow-skip')
                     for kind in ('relu', 'jumprelu', 'batch_topk', 'topk', 'group_max'))
 LARGEST = {}   # (from, to, architecture) -> largest difference of codes and of reconstructions
@@ -88,6 +89,7 @@ def test_their_models_here(peer, written):
 
 def random_model(kind):
     kind, _, form = kind.partition('-')
+    scaling, kind = (kind, NORMS[kind]) if kind in NORMS else ('columns', kind)
     options = dict(output_dim=4 if 'narrow' in form else 6, skip='skip' in form) if form else {}
     activation = {'name': kind, 'k': K} if 'topk' in kind or kind == 'group_max' else kind
     if kind.startswith('pursuit'):
@@ -95,7 +97,7 @@ def random_model(kind):
         model = TiedWeightSparseAutoencoder(6, 12, hidden_dims=(), decoder_norm='atom',
                                             encoder=MatchingPursuit(2*K if rules else K, **rules))
     else: model = SparseAutoencoder(6, 12, hidden_dims=(), activation=activation,
-                                    decoder_norm='atom', scaling='columns', **options)
+                                    decoder_norm='atom', scaling=scaling, **options)
     with torch.no_grad():
         for p in model.parameters(): p.copy_(0.4*torch.randn_like(p))
         if kind == 'jumprelu': model.activation.log_threshold.sub_(1)
@@ -124,7 +126,7 @@ def test_our_models_there(peer, tmp_path):
             'sparsify': ('topk', 'group_max')}[peer]      # activations of transcoders
     narrow = [k for k in TRANSCODERS if 'narrow' in k and peer == 'sparsify']
     assert refused == {'sae_lens': ['group_max'],
-                       'dictionary_learning': ['abs_topk', 'group_max', 'pursuit', 'pursuit_stops'],
+                       'dictionary_learning': ['abs_topk', 'group_max', 'pursuit', 'pursuit_stops', *NORMS],
                        'sparsify': [k for k in KINDS if k not in ('topk', 'group_max')]}[peer] + [
         k for k in TRANSCODERS if k.split('-')[0] not in held or k in narrow]
     run_peer(peer, 'run', tmp_path)

@@ -1,0 +1,29 @@
+"""Mutants that no test can kill, with the reason. `mutants.py` reads the table: module and changed
+line, with the change, so that it holds when lines move."""
+
+_TABLE = [
+    ('zeros stay zeros, whatever they are divided by', 'losses', [
+        ('- u = z / largest.masked_fill(largest == 0, 1)',
+         '+ u = z / largest.masked_fill(largest == 0, 2)')]),
+    ('every latent has the same number of entries', 'losses', [
+        ('- self.n += z[..., 0].numel()', '+ self.n += z[..., -1].numel()'),
+        ('- self.sums = self.sums + mean_activation(z).double() * z[..., 0].numel()',
+         '+ self.sums = self.sums + mean_activation(z).double() * z[..., -1].numel()')]),
+    ('a constant that the centring two lines below takes off again', 'losses', [
+        ('- slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), 0.)',
+         '+ slope = torch.where(free, (count + 2)/2 - free.cumsum(-1), 0.)'),
+        ('- slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), 0.)',
+         '+ slope = torch.where(free, (count + 1)/ 1 - free.cumsum(-1), 0.)')]),
+    ('entries that are not free are masked before they are used', 'losses', [
+        ('- slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), 0.)',
+         '+ slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), -1.0)'),
+        ('- s = torch.where(free, s - (s.sum(-1, keepdim=True) - l1) / free.sum(-1, keepdim=True), 0.)',
+         '+ s = torch.where(free, s - (s.sum(-1, keepdim=True) - l1) / free.sum(-1, keepdim=True), -1.0)')]),
+    ('performance only: without entries below 0 another pass changes nothing', 'losses', [
+        ('- if not below.any(): break', '+ if not below.any(): continue')]),
+    ('a constant of the free entries, which the next pass takes off by its centring', 'losses', [
+        ('- s = torch.where(free, s, 0.)', '+ s = torch.where(free, s, 1.0)'),
+        ('- s = torch.where(free, s - (s.sum(-1, keepdim=True) - l1) / free.sum(-1, keepdim=True), 0.)',
+         '+ s = torch.where(free, s - (s.sum(-1, keepdim=True) + l1) / free.sum(-1, keepdim=True), 0.)')]),
+]
+EQUIVALENT = {(module, *lines): reason for reason, module, every in _TABLE for lines in every}
