@@ -466,6 +466,20 @@ def test_published_formats(name, tmp_path):
     assert_close(model(X.float()).detach(), y, atol=1e-5, rtol=1e-5)
 
 
+def test_llama_scope_with_a_bias_before_the_encoder(tmp_path):
+    "The decoder bias, in the unit of the scaled inputs, is subtracted from these."
+    w, scale = matrices(), D**0.5 / 8
+    write_llama_scope(tmp_path, {
+        'encoder.weight': w['W_enc'].T.contiguous(), 'encoder.bias': w['b_enc'],
+        'decoder.weight': w['W_dec'].T.contiguous(), 'decoder.bias': w['b_dec']},
+        apply_decoder_bias_to_pre_encoder=True)
+    u = (scale*X - w['b_dec']) @ w['W_enc'] + w['b_enc']
+    z = u * (u * w['W_dec'].norm(dim=1) > 0.5*scale)
+    model = load(tmp_path)
+    assert_close(model.encode(X).detach(), z)
+    assert_close(model(X).detach(), (z @ w['W_dec'] + w['b_dec'])/scale)
+
+
 OUT = 4
 
 

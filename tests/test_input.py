@@ -195,3 +195,20 @@ def test_data_do_not_depend_on_the_default_dtype():
 @pytest.mark.parametrize('value', ['random', 1])
 def test_starts_that_do_not_exist(value):
     with pytest.raises((TypeError, ValueError), match='initialize must be True'): fit(initialize=value)
+
+
+def test_numbers_that_torch_does_not_have():
+    with pytest.raises(TypeError, match='train_data must hold numbers of a dtype that torch has, got'):
+        fit(data=X.numpy().astype(np.longdouble))
+
+
+def test_arguments_of_another_kind(tmp_path):
+    model = SparseAutoencoder(64, 8)
+    with pytest.raises(ValueError, match="return_codes must be True, False or 'sparse', got 'csr'"):
+        evaluate_sparse_autoencoder(model, X, return_codes='csr')
+    for shape in ('8x8', 64):
+        with pytest.raises(TypeError, match=r'image_shape must be \(height, width\) or'):
+            plot_dictionary(model, shape)
+    (tmp_path/'x.csv').write_text('1,2\n3,4\n')
+    with pytest.raises(ValueError, match="key must be empty for a .csv file, got 'x'"):
+        load_matrix(tmp_path/'x.csv', 'x')

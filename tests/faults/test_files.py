@@ -24,7 +24,8 @@ from sparse_ae import (SparseAutoencoder, evaluate_sparse_autoencoder,
 from sparse_ae.callbacks import Callback
 from sparse_ae.cli import load_matrix
 from sparse_ae.eval_viz import new_figure, save_figure
-from sparse_ae.files import FolderLock, atomic_write, read_safetensors, write_safetensors
+from sparse_ae.files import (FolderLock, atomic_write, read_safetensors, read_torch,
+                             write_safetensors)
 from sparse_ae.io import CHECKPOINT, CONFIG, WEIGHTS, read_state, write_state
 from sparse_ae.lab.display import LiveCurves
 from sparse_ae.lab.page import FeatureExplorer
@@ -476,3 +477,17 @@ def test_mutated_files_load_or_are_refused():
     assert not failures, failures[0]
     assert sum(sum(c.values()) for c in counts.values()) == count and len(counts) == 15
     assert all(c['ValueError'] for c in counts.values())
+
+
+def test_contents_that_are_refused_name_the_file_and_the_reason(tmp_path):
+    "A header whose metadata are no strings, a pickle of a later protocol, a state that is no dict."
+    header = json.dumps({'__metadata__': {'format': 1}}).encode()
+    (tmp_path/'x.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header)
+    with pytest.raises(ValueError, match='x.safetensors is not a safetensors file: its metadata must be s'):
+        read_safetensors(tmp_path/'x.safetensors')
+    torch.save({'w': torch.ones(2)}, tmp_path/'x.pt', pickle_protocol=4)
+    with pytest.raises(ValueError, match='x.pt is not a file of tensors: its pickle holds the operation'):
+        read_torch(tmp_path/'x.pt')
+    write_state(tmp_path/'y.safetensors', [1, 2])
+    with pytest.raises(ValueError, match='y.safetensors is not a checkpoint of .*: it holds a list'):
+        read_state(tmp_path/'y.safetensors')
