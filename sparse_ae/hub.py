@@ -80,9 +80,8 @@ _PROBLEMS = {   # a gated repository is also one that is not found, so the order
 def _translated(error:Exception, address:str) -> Exception:
     "Return the error of Python for an error of `huggingface_hub`."
     hub = require('huggingface_hub.utils', 'hub')
-    cause = error.__cause__ if isinstance(error, hub.LocalEntryNotFoundError) else None
-    if isinstance(cause, Exception) and getattr(cause, 'response', None) is not None:
-        error = cause   # the Hub was reached
+    cause:Any = error.__cause__ if isinstance(error, hub.LocalEntryNotFoundError) else None
+    if getattr(cause, 'response', None) is not None: error = cause   # the Hub was reached
     for name, (kind, problem) in _PROBLEMS.items():
         if isinstance(error, getattr(hub, name)): return kind(f"{address}: {problem}")
     status = getattr(getattr(error, 'response', None), 'status_code', None)

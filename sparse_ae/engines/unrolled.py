@@ -61,7 +61,8 @@ def _estimates(
     for step in range(encoder.steps + 1):
         torch.addmm(weights.b, residual, weights.W.T, beta=eta, alpha=eta, out=u)
         last = estimates[-1].code if estimates else None
-        if last is not None: u.view(-1).index_add_(0, last.pattern.flat_indices, F.relu(last.values))
+        if last is not None:
+            u.view(-1).index_add_(0, last.pattern.flat_indices, F.relu(last.values))
         with nullcontext() if step == encoder.steps else eval_mode(activation):
             code = select(activation, u)
         previous = None if last is None else _indices_in(code.pattern, last.pattern, scratch)
