@@ -337,7 +337,7 @@ def update_threshold(
                          self.momentum)
     moved = self.threshold + weight * (smallest - self.threshold)
     self.threshold.copy_(torch.where(smallest < torch.inf, moved, self.threshold))
-    self.num_batches_tracked += 1
+    self.num_batches_tracked.add_(1)
 
 @patch
 @torch.no_grad()

@@ -203,9 +203,8 @@ class FolderLock:
             _held[self._key()] = os.getpid()
         return self
 
-    def _key(self) -> 'tuple|None':
+    def _key(self) -> Any:
         with suppress(FileNotFoundError): return (s := os.stat(self.path)).st_dev, s.st_ino
-        return None
 
     def _refuse(self, owner:str) -> None:
         raise BlockingIOError(errno.EAGAIN, f"another run uses this folder ({owner})",

@@ -11,6 +11,7 @@ __all__ = ['BestMatches', 'best_matches', 'Stability', 'dictionary_stability', '
            'plot_manifold_clusters', 'dictionary_coordinates', 'plot_dictionary_map']
 
 # %% ../nbs/16_measures.ipynb #meas_002
+import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -917,8 +918,11 @@ def _embed(a:np.ndarray, method:str, seed:int) -> np.ndarray:
         return manifold.TSNE(2, perplexity=perplexity, metric='cosine', init='pca',
                              random_state=seed).fit_transform(a)
     distance = (1 - a @ a.T).clip(0)
-    return manifold.MDS(2, metric='precomputed', n_init=1, init='classical_mds',
-                        random_state=seed).fit_transform((distance + distance.T) / 2)
+    options = dict(metric='precomputed', init='classical_mds')
+    if 'init' not in inspect.signature(manifold.MDS).parameters:    # scikit-learn before 1.8
+        options = dict(dissimilarity='precomputed')
+    return manifold.MDS(2, n_init=1, random_state=seed, **options).fit_transform(
+        (distance + distance.T) / 2)
 
 def dictionary_coordinates(
     atoms:'Tensor|np.ndarray',    # Atoms, shape `(latent_dim, input_dim)`
