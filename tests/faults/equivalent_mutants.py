@@ -25,5 +25,11 @@ _TABLE = [
         ('- s = torch.where(free, s, 0.)', '+ s = torch.where(free, s, 1.0)'),
         ('- s = torch.where(free, s - (s.sum(-1, keepdim=True) - l1) / free.sum(-1, keepdim=True), 0.)',
          '+ s = torch.where(free, s - (s.sum(-1, keepdim=True) + l1) / free.sum(-1, keepdim=True), 0.)')]),
+    ('a largest absolute value is never negative', 'models', [
+        ('- W = W / largest.masked_fill(largest == 0, 1)',
+         '+ W = W / largest.masked_fill(largest <= 0, 1)')]),
+    ("the other values of engine come before 'plain' in the alphabet", 'training', [
+        ("- plain = [\"engine='plain' is set\"] if self.options.engine == 'plain' else []",
+         "+ plain = [\"engine='plain' is set\"] if self.options.engine >= 'plain' else []")]),
 ]
 EQUIVALENT = {(module, *lines): reason for reason, module, every in _TABLE for lines in every}
