@@ -28,6 +28,12 @@ _TABLE = [
     ('a largest absolute value is never negative', 'models', [
         ('- W = W / largest.masked_fill(largest == 0, 1)',
          '+ W = W / largest.masked_fill(largest <= 0, 1)')]),
+    ('equal literals of this length are one object', 'models', [
+        ("- shape = (fan_out, fan_in) if kind == 'mat' else (fan_out,)",
+         "+ shape = (fan_out, fan_in) if kind is 'mat' else (fan_out,)")]),
+    ('half of so large a count is no less than the number of directions', 'models', [
+        ('- kept = directions[:max(1, count // 2)] if count < 2*len(directions) else directions',
+         '+ kept = directions[:max(1, count // 2)] if count < 3*len(directions) else directions')]),
     ("the other values of engine come before 'plain' in the alphabet", 'training', [
         ("- plain = [\"engine='plain' is set\"] if self.options.engine == 'plain' else []",
          "+ plain = [\"engine='plain' is set\"] if self.options.engine >= 'plain' else []")]),
