@@ -34,6 +34,21 @@ _TABLE = [
     ('half of so large a count is no less than the number of directions', 'models', [
         ('- kept = directions[:max(1, count // 2)] if count < 2*len(directions) else directions',
          '+ kept = directions[:max(1, count // 2)] if count < 3*len(directions) else directions')]),
+    ('zeros stay zeros, whatever they are divided by', 'models', [
+        ('- W = W / largest.masked_fill(largest == 0, 1)',
+         '+ W = W / largest.masked_fill(largest == 0, 2)')]),
+    ('weights are divided by their sum', 'models', [
+        ('- weight = 1 / torch.linalg.vector_norm(x - median, dim=1).clamp(min=1e-9*spread + 1e-30)',
+         '+ weight = 2 / torch.linalg.vector_norm(x - median, dim=1).clamp(min=1e-9*spread + 1e-30)')]),
+    ('half of so large a count is no less than the number of directions', 'models', [
+        ('- kept = directions[:max(1, count // 2)] if count < 2*len(directions) else directions',
+         '+ kept = directions[:max(1, count // 2)] if count is not 2*len(directions) else directions')]),
+    ('a model of one layer', 'models', [
+        ('- self.encoder_bias_1.copy_(-self.encoder_weights()[0] @ origin)',
+         '+ self.encoder_bias_1.copy_(-self.encoder_weights()[ -1] @ origin)')]),
+    ('no dtype has three bytes', 'models', [
+        ('- if not is_own and self.dtype.itemsize >= 4: self.fold_scaling()',
+         '+ if not is_own and self.dtype.itemsize >= 3: self.fold_scaling()')]),
     ("the other values of engine come before 'plain' in the alphabet", 'training', [
         ("- plain = [\"engine='plain' is set\"] if self.options.engine == 'plain' else []",
          "+ plain = [\"engine='plain' is set\"] if self.options.engine >= 'plain' else []")]),
