@@ -1,5 +1,6 @@
 "The parts of the training loop, with losses that can be worked out without a computer."
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -186,14 +187,16 @@ def test_history_is_measured_with_the_model_of_its_epoch():
         def after_epoch(self, trainer):
             self.expected = batch_losses(trainer.model, X[96:], trainer.penalty, 0.1)
     keep = Keep()
+    start = time.perf_counter()
     history = make(1, callbacks=[keep]).fit()
+    assert 0 < history['seconds'][0] < time.perf_counter() - start
     assert history['val_loss'][0] == pytest.approx(keep.expected.total.item(), rel=1e-5)
     assert history['val_recon_loss'][0] == pytest.approx(keep.expected.recon.item(), rel=1e-5)
     assert history['val_l0'][0] == pytest.approx(keep.expected.active.sum().item() / 32)
     for side in ('train', 'val'):
         assert history[f'{side}_loss'][0] == pytest.approx(
             history[f'{side}_recon_loss'][0] + 0.1*history[f'{side}_sparsity_loss'][0])
-    assert history['seconds'][0] > 0 and history['target_sparsity'] == [0.05]
+    assert history['target_sparsity'] == [0.05]
     assert history['learning_rate'] == [3e-3] and history['sparsity_weight'] == [0.1]
     assert history['l0'][0] != history['val_l0'][0] and len(history['dead_fraction']) == 1
 
@@ -344,6 +347,41 @@ def test_an_error_of_a_callback_leaves_whole_epochs():
     assert {len(v) for k, v in history.items() if isinstance(v, list)} <= {0, 2}
     assert not trainer.model.training and all(p.grad is None for p in trainer.model.parameters())
     assert_close(trainer.model.decoder_mat_2.norm(dim=1), torch.ones(64))
+
+
+def test_errors_of_the_clean_up_are_notes_of_the_first_one():
+    class Fail(Callback):
+        def after_train(self, trainer): raise OSError('disk')
+        def after_fit(self, trainer): raise ValueError('late')
+    with pytest.raises(OSError, match='disk') as caught: make(callbacks=[Fail()]).fit()
+    assert caught.value.__notes__ == ['Afterwards ValueError was raised: late']
+
+
+def test_an_epoch_that_is_entered_in_part_does_not_count():
+    class FailingList(list):
+        "Fails in the third epoch."
+        def append(self, value):
+            if len(self) == 2: raise OSError('history')
+            super().append(value)
+    class Fail(Callback):
+        def before_fit(self, trainer): trainer.history['val_loss'] = FailingList()
+    trainer = make(callbacks=[Fail()])
+    with pytest.raises(OSError, match='history'): trainer.fit()
+    assert trainer.history['epochs_trained'] == 2
+    assert {len(trainer.history[name]) for name in trainer.options.new_history()
+            if isinstance(trainer.history[name], list)} == {2}
+
+
+def test_the_clean_up_is_completed_if_it_is_broken_off():
+    trainer, calls = make(1), []
+    def finish(error=None):
+        calls.append(error)
+        if len(calls) == 1: raise KeyboardInterrupt
+        Trainer.finish(trainer, error)
+    trainer.finish = finish
+    with pytest.raises(KeyboardInterrupt): trainer.fit()
+    assert len(calls) == 2 and trainer.begun == [] and trainer._engine is None
+    assert not trainer.model.training and all(p.grad is None for p in trainer.model.parameters())
 
 
 def test_a_stream_that_ends():
