@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from sparse_ae import models
 from sparse_ae.activations import TopK
+from sparse_ae.data import open_rows
 from sparse_ae.losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
 from sparse_ae.models import (AdaptedAutoencoder, Encoded, Layer,
                               SparseAutoencoder, TiedWeightSparseAutoencoder, TrainingLock, affine,
@@ -753,3 +754,13 @@ def test_master_precision():
     single(torch.rand(2, 4)).sum().backward()
     with master_precision(single): pass
     assert single.encoder_mat_1.grad is not None
+
+
+def test_a_start_from_rows_that_are_read_by_index_is_that_from_the_tensor():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) + 5
+    started = []
+    for data in (x, open_rows('x', x)):
+        torch.manual_seed(0)
+        started.append(SparseAutoencoder(3, 6, hidden_dims=()).initialize(data))
+    for name, value in started[0].state_dict().items():
+        assert_close(started[1].state_dict()[name], value)
