@@ -334,13 +334,13 @@ def test_scaling_stands_around_the_model(cls):
     model, plain = scaled(cls), small()
     shift, scale = model.scaling.shift, model.scaling.scale
     assert_close(model.to_scaled(X), (X - shift) / scale)
-    assert_close(model.targets_to_scaled(X), (X - shift) / scale)
+    assert_close(model.targets_to_scaled(X, 7*X), (X - shift) / scale)
     assert_close(model.from_scaled(X), X*scale + shift)
     assert_close(model.encode(X), plain.encode((X - shift) / scale))
     assert_close(model(X), plain((X - shift) / scale)*scale + shift)
     with model.assume_scaled():
         assert_close(model(X), Y)
-        assert_close(model.targets_to_scaled(X), X)
+        assert_close(model.targets_to_scaled(X, 7*X), X)
         with model.assume_scaled(): pass
         assert model.assumes_scaled
     assert not model.assumes_scaled
@@ -358,9 +358,9 @@ def test_skip_adds_a_linear_map_of_the_inputs():
     model = transcoder()
     skip = T([[5., -2.], [3., 0.]])
     assert_close(model(X), Y + skip)
-    assert_close(model.add_skip(Y, X), Y + skip)
+    assert_close(model.to_output(Y, X), Y + skip)
     assert_close(reconstruct(model, X)[1], Y + skip)
-    assert small().add_skip(Y, X) is Y
+    assert small().to_output(Y, X) is Y
     assert output_shape(model, X) == (2, 2) and output_shape(small(), torch.ones(5, 2)) == (5, 2)
     wide = SparseAutoencoder(2, 3, output_dim=7)
     assert output_shape(wide, torch.ones(4, 5, 2)) == (4, 5, 7)
