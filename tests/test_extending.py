@@ -12,7 +12,7 @@ from sparse_ae import (SparseAutoencoder, Trainer, evaluate_sparse_autoencoder, 
                        train_sparse_autoencoder_with_early_stopping as train)
 from sparse_ae.activations import CODE_ACTIVATIONS, CodeActivation, CodeEncoder
 from sparse_ae.losses import METRICS, PENALTIES
-from sparse_ae.scaling import Scaling
+from sparse_ae.scaling import SampleScaling, Scaling
 from sparse_ae.training import ENGINES
 
 PAGE = (ROOT/'nbs'/'reference'/'architecture.qmd').read_text(encoding='utf-8')
@@ -108,6 +108,9 @@ def test_a_method_that_a_subclass_must_have_is_named():
         SparseAutoencoder(4, 5, hidden_dims=(), encoder=Encoder()).encode(x)
     with pytest.raises(NotImplementedError, match=r'Unmeasured must have a measure\(squares\)'):
         Unmeasured().measure(x)
+    class NoStatistics(SampleScaling): name = 'without statistics'
+    with pytest.raises(NotImplementedError, match=r'NoStatistics must have a statistics\(x\)'):
+        NoStatistics().build(4)(x)
 
 
 def test_a_name_that_the_package_does_not_have():
