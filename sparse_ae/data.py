@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .validation import (as_path, as_tensor, as_tensor_rows, autocast_disabled,
-                                  check_choice, check_fraction, check_int, check_not_negative,
-                                  check_number, check_positive, check_rows, check_seed,
+                                  check_below_one, check_choice, check_fraction, check_int,
+                                  check_not_negative, check_positive, check_rows, check_seed,
                                   first_parameter, require, rows_remedy)
 
 # %% ../nbs/04_data.ipynb #847ee7e0
@@ -187,9 +187,8 @@ def sparse_dictionary(
     n_features, input_dim = check_int('n_features', n_features), check_int('input_dim', input_dim)
     l0, noise = check_positive('l0', l0), check_not_negative('noise', noise)
     check_choice('rates', rates, ('zipf', 'flat'))
-    fraction:dict[str, Any] = dict(allowed='0 or more and below 1', inside=lambda v: 0 <= v < 1)
-    correlation = check_number('correlation', correlation, **fraction)
-    hierarchy = check_number('hierarchy', hierarchy, **fraction)
+    correlation = check_below_one('correlation', correlation)
+    hierarchy = check_below_one('hierarchy', hierarchy)
     _, normal = _random_functions(seed)
     feature = torch.arange(n_features, device='cpu')
     n_parents = max(1, round(n_features * (1 - hierarchy)))

@@ -30,8 +30,8 @@ from .models import (BaseSparseAutoencoder, as_autoencoder, check_forward, encod
 from .scaling import Scaling
 from .targets import check_corrupted, corruption
 from .sparsity_control import ResultCheck, SparsityTarget, SparsityWarmup, reviver
-from .validation import (autocast_disabled, check_bool, check_choice, check_device,
-                                  check_int, check_not_negative, check_positive, check_seed,
+from .validation import (autocast_disabled, check_below_one, check_bool, check_choice,
+                                  check_device, check_int, check_not_negative, check_positive, check_seed,
                                   warn_caller)
 
 # %% ../nbs/14_options.ipynb #options1
@@ -59,6 +59,7 @@ class TrainingOptions:
     verbose:int=1                       # 0: silent; 1: progress bar; 2: a line per epoch as well
     # optimiser and precision
     optimizer:'str|Callable'='adam'     # 'adam', 'adamw', or `f(parameters, lr=...)`
+    betas:'tuple|None'=None             # Decay rates of Adam's moments; `None`: (0.9, 0.999)
     lr_schedule:str='constant'          # 'constant', 'linear' or 'cosine' decay to 0
     lr_warmup:float=0.                  # Linear warm-up of the learning rate, in epochs
     clip_grad_norm:'float|None'=None    # Maximum L2 norm of the gradient; `None`: no clipping
@@ -88,6 +89,7 @@ def check(self:TrainingOptions) -> None:
     "Raise `TypeError` or `ValueError` for options that are wrong for any model and data."
     self.num_epochs = check_int('num_epochs', self.num_epochs)
     check_positive('learning_rate', self.learning_rate)
+    if self.betas is not None: self.betas = _decay_rates(self.betas)
     check_not_negative('sparsity_weight', self.sparsity_weight)
     get_penalty(self.sparsity_type, self.target_sparsity)
     if isinstance(self.sparsity_type, Callback):  # the same object may serve several runs
@@ -274,10 +276,18 @@ def new_history(self:TrainingOptions) -> dict:
 # %% ../nbs/14_options.ipynb #fe057140
 OPTIMIZERS = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}
 
+def _decay_rates(betas:Any) -> tuple[float, ...]:
+    "Return `betas` if it is two numbers in [0, 1)."
+    try: first, second = betas
+    except (TypeError, ValueError):
+        raise ValueError(f"betas must be two numbers, got {betas!r}") from None
+    return check_below_one('betas', first), check_below_one('betas', second)
+
 def make_optimizer(
     optimizer:'str|Callable[..., torch.optim.Optimizer]',  # Name in `OPTIMIZERS`, or a factory
     parameters:Iterable[Tensor],    # Parameters to optimise
     learning_rate:float,            # Initial learning rate
+    betas:'tuple|None'=None,        # Decay rates of Adam's moments; `None`: (0.9, 0.999)
 ) -> torch.optim.Optimizer:
     "Make the optimiser. Adam and AdamW are fused where torch supports it for the parameters."
     parameters = list(parameters)
@@ -285,14 +295,18 @@ def make_optimizer(
         raise TypeError("optimizer must be a name or make one, as f(parameters, lr=...), got an "
                         f"{type(optimizer).__name__} that is made already")
     if callable(optimizer):
+        if betas is not None:
+            raise ValueError("betas must be None for an optimizer that a function makes, got "
+                             f"{betas!r}")
         made = optimizer(parameters, lr=learning_rate)
         if isinstance(made, torch.optim.Optimizer) and not isinstance(made, torch.optim.LBFGS):
             return made
         raise TypeError("optimizer must make a torch.optim.Optimizer that steps without a "
                         f"closure, got {type(made).__name__}")
     make = OPTIMIZERS[check_choice('optimizer', optimizer, OPTIMIZERS)]
-    try: return make(parameters, lr=learning_rate, fused=True)
-    except RuntimeError: return make(parameters, lr=learning_rate)
+    options:dict[str, Any] = dict(lr=learning_rate, betas=betas or (0.9, 0.999))
+    try: return make(parameters, **options, fused=True)
+    except RuntimeError: return make(parameters, **options)
 
 @patch
 @contextmanager

@@ -70,7 +70,8 @@ def _gated(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
 
 # %% ../nbs/09_presets.ipynb #presets6
 def _topk(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
-    return PresetArguments(dict(SINGLE_LAYER, activation=TopK(_k(latent_dim, l0))), {})
+    return PresetArguments(dict(SINGLE_LAYER, activation=TopK(_k(latent_dim, l0))),
+                           dict(betas=(0.9, 0.99)))
 
 def _batch_topk(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, activation=BatchTopK(_k(latent_dim, l0))), {})
@@ -140,6 +141,7 @@ def from_preset(
     preset = PRESETS[name](input_dim, latent_dim, l0)
     common = _default_training(overrides.get('num_epochs', 12))
     arguments = PresetArguments(dict(preset.model), {**common, **preset.training})
+    if callable(overrides.get('optimizer')): arguments.training.pop('betas', None)
     _apply_overrides(overrides, arguments, cls)
     return Preset(cls(input_dim, latent_dim, **arguments.model), arguments.training)
 

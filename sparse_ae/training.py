@@ -201,7 +201,7 @@ def _make_state(self:Trainer) -> None:
     self.sparsity_weight, self.learning_rate = float(o.sparsity_weight), float(o.learning_rate)
     self.target_sparsity = float(o.target_sparsity if target is None else target)
     self.base_learning_rate = self.learning_rate   # scaled by a schedule
-    self.optimizer = make_optimizer(o.optimizer, self.parameters, self.learning_rate)
+    self.optimizer = make_optimizer(o.optimizer, self.parameters, self.learning_rate, o.betas)
     self.epoch, self.step, self.num_epochs, self.batches = 0, 0, o.num_epochs, None
     self.penalty_scale, self.early_stopping_blockers = 1., set()
     self.callbacks, self.begun = [], []   # those whose `after_fit` is to be called

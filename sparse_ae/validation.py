@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['check_choice', 'check_int', 'check_seed', 'check_bool', 'check_number', 'check_fraction', 'check_positive',
-           'check_not_negative', 'check_device', 'autocast_enabled', 'check_returned', 'autocast_disabled',
-           'require_gradients', 'gradients_enabled', 'first_parameter', 'as_tensor', 'as_path', 'make_folder',
-           'warn_caller', 'rows_remedy', 'as_tensor_rows', 'check_rows', 'require', 'Configurable', 'from_config']
+           'check_not_negative', 'check_below_one', 'check_device', 'autocast_enabled', 'check_returned',
+           'autocast_disabled', 'require_gradients', 'gradients_enabled', 'first_parameter', 'as_tensor', 'as_path',
+           'make_folder', 'warn_caller', 'rows_remedy', 'as_tensor_rows', 'check_rows', 'require', 'Configurable',
+           'from_config']
 
 # %% ../nbs/13_validation.ipynb #f5d6da1d
 import copy
@@ -109,6 +110,10 @@ def check_positive(name:str, value:Any) -> float:
 def check_not_negative(name:str, value:Any) -> float:
     "Return `value` if it is 0 or more."
     return check_number(name, value, '0 or more', lambda v: v >= 0)
+
+def check_below_one(name:str, value:Any) -> float:
+    "Return `value` if it is 0 or more and below 1."
+    return check_number(name, value, '0 or more and below 1', lambda v: 0 <= v < 1)
 
 # %% ../nbs/13_validation.ipynb #9757f2b4
 def check_device(

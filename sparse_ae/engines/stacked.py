@@ -10,7 +10,6 @@ import copy
 import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -96,8 +95,8 @@ def _make_optimizer(self:StackedEngine) -> None:
     self.slices = [slice(*ends) for ends in zip(starts, [*starts[1:], len(rates)])]
     self.leaves = [[nn.Parameter(S.detach()[part]) for S in self.parameters.values()]
                    for part in self.slices]
-    make = partial(make_optimizer, self.trainers[0].options.optimizer)
-    self.optimizers = [make(leaves, learning_rate=rates[part.start])
+    o = self.trainers[0].options
+    self.optimizers = [make_optimizer(o.optimizer, leaves, rates[part.start], o.betas)
                        for leaves, part in zip(self.leaves, self.slices)]
     self.member_parameters = [[t.model.get_parameter(name) for name in self.parameters]
                               for t in (self.trainers[m] for m in self.order)]
@@ -232,7 +231,8 @@ def why_not(
     return [reason for reason, applies in reasons.items() if applies]
 
 MATCHING_OPTIONS = ('num_epochs', 'batch_size', 'accumulate', 'steps_per_epoch', 'optimizer',
-                    'lr_schedule', 'lr_warmup', 'autocast', 'device', 'initialize', 'normalize')
+                    'betas', 'lr_schedule', 'lr_warmup', 'autocast', 'device', 'initialize',
+                    'normalize')
 
 @patch(cls_method=True)
 def key(
