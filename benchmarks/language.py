@@ -145,7 +145,7 @@ VARIANTS = {
     'rate 3e-3, batch 256, Unrolled(3, 0.5)': dict(
         SMALLER, model=dict(encoder=Unrolled(3, step_size=0.5))),
     'preset batch_topk': dict(preset='batch_topk'),
-    'preset batch_topk, beta2 0.99': dict(preset='batch_topk', betas=(0.9, 0.99)),
+    'preset batch_topk, beta2 0.999': dict(preset='batch_topk', betas=None),
     'preset lista': dict(preset='lista')}
 
 

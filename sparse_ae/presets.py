@@ -70,8 +70,7 @@ def _gated(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
 
 # %% ../nbs/09_presets.ipynb #presets6
 def _topk(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
-    return PresetArguments(dict(SINGLE_LAYER, activation=TopK(_k(latent_dim, l0))),
-                           dict(betas=(0.9, 0.99)))
+    return PresetArguments(dict(SINGLE_LAYER, activation=TopK(_k(latent_dim, l0))), {})
 
 def _batch_topk(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, activation=BatchTopK(_k(latent_dim, l0))), {})
@@ -99,9 +98,9 @@ class Preset(NamedTuple):
 
 def _default_training(num_epochs:int) -> dict:
     "Return the arguments of training that presets have in common."
-    return dict(num_epochs=num_epochs, learning_rate=6e-3, patience=num_epochs, batch_size=512,
-                steps_per_epoch=250, lr_schedule='linear', sparsity_type='none', initialize=True,
-                normalize=True, revive=Resample(2**14, until=0.9))
+    return dict(num_epochs=num_epochs, learning_rate=6e-3, betas=(0.9, 0.99), lr_schedule='linear',
+                patience=num_epochs, batch_size=512, steps_per_epoch=250, sparsity_type='none',
+                initialize=True, normalize=True, revive=Resample(2**14, until=0.9))
 
 def _apply_overrides(
     overrides:dict,        # Arguments of the model, of training, or of both, as `device`

@@ -155,6 +155,11 @@ class SampleScaling(Scaling):
         "Return the scaling itself."
         return self
 
+    def set_deviation(self, deviation:float) -> Scaling:
+        "Raise `TypeError`: each sample has its own deviation."
+        raise TypeError(f"scaling={self.name!r} measures each sample, so that no deviation can be "
+                        f"set, got {deviation!r}")
+
     def statistics(self, x:Tensor) -> tuple[Tensor, Tensor]:
         "Return shift and scale, `(..., 1)`, of samples `(..., width)`."
         raise NotImplementedError(f"{type(self).__name__} must have a statistics(x)")

@@ -27,9 +27,9 @@ from .models import (BaseSparseAutoencoder, SparseAutoencoder,
 from .options import TrainingOptions
 from .presets import PRESETS, Preset, table_arguments
 from .training import Trainer
-from .validation import (as_tensor_rows, check_bool, check_choice, check_device,
-                                  check_int, check_number, check_positive, from_config, require,
-                                  warn_caller)
+from .validation import (as_tensor_rows, check_below_one, check_bool, check_choice,
+                                  check_device, check_int, check_positive, check_rows, from_config,
+                                  require, warn_caller)
 
 # %% ../nbs/21_sklearn.ipynb #sk_00005
 _base = require('sklearn.base', 'sklearn')
@@ -230,8 +230,7 @@ class _SelectedRows(Rows):
 def _train_and_val(self:SparseAutoencoderTransformer, rows:TensorRows,
                    seed:int) -> tuple[Rows, Rows]:
     "Return rows to train on, and rows that choose the epoch."
-    fraction = check_number('validation_fraction', self.validation_fraction,
-                            '0 or more and below 1', lambda v: 0 <= v < 1)
+    fraction = check_below_one('validation_fraction', self.validation_fraction)
     n = len(rows)
     if not fraction or n < _MIN_ROWS: return rows, TensorRows(sample_rows(rows, _MAX_VAL_ROWS))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device='cpu')
@@ -244,8 +243,10 @@ def fit(self:SparseAutoencoderTransformer, X, y=None):
     "Train a new model on the rows of `X`. `y` is ignored."
     on_disk = isinstance(X, np.memmap)
     X, seed = self._check_rows(X, reset=True), self._new_seed()
-    train, val = self._train_and_val(TensorRows(as_tensor_rows('X', X), not on_disk), seed)
+    rows = TensorRows(as_tensor_rows('X', X), not on_disk)
+    train, val = self._train_and_val(rows, seed)
     model, training = self._make(len(train), seed)
+    if not on_disk: check_rows('X', rows.tensor, model.dtype)
     trainer = Trainer(model, train, val, **training)
     trainer.fit()
     return self._store_training(model, trainer)

@@ -324,7 +324,7 @@ TRAININGS = {
     'all of the rest': lambda: fit(
         model(TiedWeightSparseAutoencoder), sparsity_type='hoyer',
         sparsity_warmup=1, lr_schedule='cosine', lr_warmup=0.5, clip_grad_norm=1., accumulate=2,
-        optimizer='adamw', learning_rate=1e-3),
+        optimizer='adamw', betas=(0.8, 0.9), learning_rate=1e-3),
     'bfloat16': lambda: fit(autocast='bfloat16'),
     'bfloat16 model': lambda: fit(model(dtype=torch.bfloat16)),
     'float64 model': lambda: fit(model(dtype=torch.float64), target_sparsity_level=0.6),

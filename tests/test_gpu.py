@@ -154,7 +154,8 @@ def test_data_that_do_not_fit_travel_batch_by_batch(monkeypatch):
 @pytest.mark.parametrize('cls, norm', [(SparseAutoencoder, 'atom'), (SparseAutoencoder, 'row'),
                                        (SparseAutoencoder, None), (TiedWeightSparseAutoencoder, 'atom')])
 @pytest.mark.parametrize('options', [
-    dict(), dict(optimizer='adamw'), dict(clip_grad_norm=0.1), dict(accumulate=2, compile=True),
+    dict(), dict(optimizer='adamw'), dict(betas=(0.8, 0.9)), dict(clip_grad_norm=0.1),
+    dict(accumulate=2, compile=True),
     dict(compile=True), dict(autocast='bfloat16'), dict(autocast='bfloat16', compile=True),
     dict(autocast='bfloat16', compile=True, revive=Resample, batch_size=100)])
 def test_steps_of_rows_are_those_of_torch(cls, norm, options, monkeypatch):

@@ -385,8 +385,9 @@ def address_faults(path):
     "Return the lines with a repository's address; that of settings.ini may stand in one cell."
     text = path.read_text(encoding='utf-8')
     if path.suffix == '.ipynb':
-        text = '\n'.join(cell.source for cell in nbformat.reads(text, as_version=4).cells
-                         if cell.source != notebooks.INSTALLS)
+        nb = nbformat.reads(text, as_version=4)
+        text = '\n'.join(cell.source for cell in nb.cells
+                         if cell.source != notebooks.installs(nb))
     if path.name == '_quarto.yml': text = text.replace(f'href: "{ADDRESS}"', '')
     return [f'{path.name}: {line}' for line in text.splitlines() if ANY_ADDRESS.search(line)]
 
@@ -405,8 +406,9 @@ def test_address_of_the_repository_stands_in_settings_alone():
 def test_an_address_is_found(line, tmp_path):
     (tmp_path/'_quarto.yml').write_text(f'href: "{ADDRESS}"\n{line}\n')
     assert address_faults(tmp_path/'_quarto.yml') == [f'_quarto.yml: {line}']
-    cells = [nbformat.v4.new_code_cell(notebooks.INSTALLS), nbformat.v4.new_markdown_cell(line)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/'a.ipynb')
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(line)])
+    nb.cells.append(nbformat.v4.new_code_cell(notebooks.installs(nb)))
+    nbformat.write(nb, tmp_path/'a.ipynb')
     assert address_faults(tmp_path/'a.ipynb') == [f'a.ipynb: {line}']
 
 

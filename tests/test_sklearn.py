@@ -61,10 +61,11 @@ OTHERS = dict(
     dtype=torch.float64, decoder_norm='row', encoder=Unrolled(2, 0.1), blocks=(60, 4),
     batch_norm=True, gradient_checkpointing=True, patience=1, target_sparsity=0.1,
     corrupt='gaussian', accumulate=2, steps_per_epoch=3, initialize=True, normalize=True,
-    optimizer='adamw', lr_schedule='cosine', lr_warmup=0.5, clip_grad_norm=1., autocast='bfloat16',
-    compile=False, engine='plain', sparsity_warmup=0.5, target_sparsity_level=0.8, revive=None,
-    regularizers=[NestedReconstruction()], monitor='recon_loss', min_delta=0.1, checkpoint_dir=None,
-    checkpoint_epochs=None, checkpoint_minutes=None, resume=False, callbacks=[EarlyStopping(3)])
+    optimizer='adamw', betas=(0.8, 0.9), lr_schedule='cosine', lr_warmup=0.5, clip_grad_norm=1.,
+    autocast='bfloat16', compile=False, engine='plain', sparsity_warmup=0.5,
+    target_sparsity_level=0.8, revive=None, regularizers=[NestedReconstruction()],
+    monitor='recon_loss', min_delta=0.1, checkpoint_dir=None, checkpoint_epochs=None,
+    checkpoint_minutes=None, resume=False, callbacks=[EarlyStopping(3)])
 
 
 def test_all_arguments_of_models_and_training_are_parameters():

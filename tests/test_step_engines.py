@@ -36,7 +36,8 @@ def test_every_preset_gives_the_losses_of_the_plain_engine(split, name):
 @pytest.mark.parametrize('cls', [SparseAutoencoder, TiedWeightSparseAutoencoder])
 @pytest.mark.parametrize('options', [
     dict(sparsity_type='l1'), dict(sparsity_type='hoyer'), dict(accumulate=3, batch_size=40),
-    dict(clip_grad_norm=0.1), dict(optimizer=torch.optim.SGD), dict(autocast='bfloat16')])
+    dict(clip_grad_norm=0.1), dict(optimizer=torch.optim.SGD), dict(autocast='bfloat16'),
+    dict(betas=(0.8, 0.9))])
 @pytest.mark.parametrize('model', [
     {}, dict(hidden_dims=(), decoder_norm='atom'), dict(batch_norm=True),
     dict(hidden_dims=(), activation=TopK(8)), dict(hidden_dims=(), activation=BatchTopK(8))])

@@ -20,17 +20,24 @@ from nbdev.config import get_config
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET = 'application/vnd.jupyter.widget-view+json'
-INSTALLS = f"""\
-#| hide
-#| eval: false
-if 'google.colab' in str(get_ipython()):
-    %pip install -q "sparse_ae[sklearn] @ git+{get_config(path=ROOT).git_url}\""""
 
 
 def notebooks() -> list[Path]:
     "Return all notebooks of the project, sorted by path."
     return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb')
                   if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
+
+
+def installs(nb) -> str:
+    "Return the cell that installs the library on Colab, with the extras that the pages name."
+    named = re.findall(r'sparse_ae\[([a-z,]+)\]', ' '.join(
+        cell['source'] for cell in nb['cells'] if cell['cell_type'] == 'markdown'))
+    extras = ','.join(sorted({'sklearn', *','.join(named).split(',')} - {''}))
+    return f"""\
+#| hide
+#| eval: false
+if 'google.colab' in str(get_ipython()):
+    %pip install -q "sparse_ae[{extras}] @ git+{get_config(path=ROOT).git_url}\""""
 
 
 def clean(nb) -> None:
@@ -40,7 +47,7 @@ def clean(nb) -> None:
     clean_nb(nb)
     nb['metadata'].pop('widgets', None)
     for cell in nb['cells']:
-        if "if 'google.colab' in" in cell['source']: cell['source'] = INSTALLS
+        if "if 'google.colab' in" in cell['source']: cell['source'] = installs(nb)
         kept = []
         for out in cell.get('outputs', []):
             widget = out.get('data', {}).pop(WIDGET, None)
@@ -68,8 +75,8 @@ def faults(nb) -> list[str]:
         if any(len(line) > 100 and not line.startswith('#|')
                for line in cell.source.splitlines()):
             found.append(f'code cell {number} has a line of more than 100 columns')
-    if not any(cell.source == INSTALLS for cell in nb['cells']):
-        found.append(f'no cell installs the library on Colab: {INSTALLS}')
+    if not any(cell.source == installs(nb) for cell in nb['cells']):
+        found.append(f'no cell installs the library on Colab: {installs(nb)}')
     if len(str(nb)) > 2**20: found.append('larger than a megabyte')
     return found
 
