@@ -11,12 +11,14 @@ import importlib.util
 import sys
 import time
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import MiniBatchDictionaryLearning
+from sklearn.exceptions import ConvergenceWarning
 from tables import run
 
 from sparse_ae import (SparseAutoencoder, TopK, dictionary, image_patches, match_dictionaries,
@@ -68,6 +70,7 @@ def textbook(x, new, latents, k, steps, seed):
 
 def scikit_learn(x, new, latents, k, steps, seed):
     "Run MiniBatchDictionaryLearning for a given time; codes by orthogonal matching pursuit."
+    warnings.simplefilter('ignore', ConvergenceWarning)   # of single batches
     mean, start = x.mean(0), time.perf_counter()
     model = MiniBatchDictionaryLearning(latents, alpha=0.5, batch_size=BATCH, random_state=seed,
                                         fit_algorithm='cd', transform_algorithm='omp',
