@@ -31,8 +31,8 @@ from .scaling import Scaling
 from .targets import check_corrupted, corruption
 from .sparsity_control import ResultCheck, SparsityTarget, SparsityWarmup, reviver
 from .validation import (autocast_disabled, check_below_one, check_bool, check_choice,
-                                  check_device, check_int, check_not_negative, check_positive, check_seed,
-                                  warn_caller)
+                                  check_device, check_int, check_not_negative, check_positive,
+                                  check_seed, warn_caller)
 
 # %% ../nbs/14_options.ipynb #options1
 @dataclass
@@ -45,8 +45,7 @@ class TrainingOptions:
     target_sparsity:float=0.05          # Target rate of `'kl'`, strictly between 0 and 1
     sparsity_type:'str|Callable'='kl'   # Penalty: a name in `PENALTIES`, `f(z)`, or a `Penalty`
     device:'str|torch.device|None'=None  # Device to move to; `None`: where the model is
-    _:KW_ONLY
-    # data
+    _:KW_ONLY   # data
     train_targets:Any=None              # Targets of `train_data`; `None`: the inputs
     val_targets:Any=None                # Targets of `val_data`; `None`: the inputs
     corrupt:'str|Callable|None'=None    # Name in `CORRUPTIONS`, or `f(inputs, generator)`
