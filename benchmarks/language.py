@@ -146,7 +146,9 @@ VARIANTS = {
         SMALLER, model=dict(encoder=Unrolled(3, step_size=0.5))),
     'preset batch_topk': dict(preset='batch_topk'),
     'preset batch_topk, beta2 0.999': dict(preset='batch_topk', betas=None),
-    'preset lista': dict(preset='lista')}
+    'preset lista': dict(preset='lista'),
+    'preset lista, batch 256': dict(preset='lista', batch_size=256),
+    'preset lista, rate 6e-3': dict(preset='lista', learning_rate=6e-3)}
 
 
 def measure(name, rounds):
