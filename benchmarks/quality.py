@@ -124,7 +124,8 @@ def contenders(k):
     "Methods that can be run, by name, for a code of `k` active latents."
     found = {'sparse_ae, topk': ours('topk'), 'sparse_ae, batch_topk': ours('batch_topk'),
              'sparse_ae, lista': ours('lista'),
-             'sparse_ae, lista with top-k': ours('lista', activation=TopK(k)),
+             'sparse_ae, lista with top-k, rate 6e-3': ours('lista', activation=TopK(k),
+                                                            learning_rate=6e-3),
              'textbook top-k': textbook,
              'scikit-learn, MiniBatchDictionaryLearning': scikit_learn}
     if bare('dictionary_learning'):
