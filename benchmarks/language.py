@@ -132,8 +132,8 @@ VARIANTS = {
     'batch 1,024': dict(batch_size=1024), 'batch 256': dict(batch_size=256),
     'rate 4e-3, batch 256': dict(learning_rate=4e-3, batch_size=256),
     'rate 3e-3, batch 256': SMALLER,
-    'the same, beta2 0.999': dict(SMALLER, betas=None),
-    'the same, averaged weights': SMALLER,
+    'rate 3e-3, batch 256, beta2 0.999': dict(SMALLER, betas=None),
+    'rate 3e-3, batch 256, averaged weights': SMALLER,
     'cosine schedule': dict(lr_schedule='cosine'),
     'constant rate': dict(lr_schedule='constant'),
     'rate warmed up for an epoch': dict(lr_warmup=1.), 'k from 128 to 32': {},
@@ -157,7 +157,7 @@ def measure(name, rounds):
     torch.set_num_threads(1)
     changes = dict(VARIANTS[name])
     if name == 'scaled, not centred': changes = dict(normalize=float(rows()[0].std()))
-    if name == 'the same, averaged weights': changes['callbacks'] = [AveragedWeights(0.999)]
+    if name.endswith('averaged weights'): changes['callbacks'] = [AveragedWeights(0.999)]
     if name == 'k from 128 to 32': changes['callbacks'] = [AnnealedK()]
     data, unit = whitened() if name == 'whitened' else (rows(), None)
     sae, results, seconds = train(data=data, **changes)

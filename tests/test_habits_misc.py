@@ -349,7 +349,8 @@ MISTAKES = {
     'target': (dict(target_l0=-2), 'target_l0 must be above 0, got -2'),
     'epochs': (dict(num_epochs=-1), 'num_epochs must be at least 1'),
     'preset': (dict(preset='best'), "preset must be 'classic', 'ng', 'l1',"),
-    'scaling': (dict(scaling='rows'), "scaling must be 'auto', 'none', 'global', 'columns', 'layer_norm' or 'constant_norm'"),
+    'scaling': (dict(scaling='rows'), "scaling must be 'auto', 'none', 'global', 'columns', "
+                                      "'layer_norm' or 'constant_norm'"),
     'l0 many': (dict(l0=99), 'l0 must be at most latent_dim=12, got 99'),
     'key': (dict(key='y'), 'key must be empty for a .npy file'),
     'folder': (dict(data='.'), 'data must be a folder with store.json')}

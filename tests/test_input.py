@@ -46,7 +46,8 @@ class ChangedCodes(torch.nn.Module):
 @pytest.mark.parametrize('options', [
     dict(sparsity_weight=np.float64(0.1)), dict(learning_rate=np.float64(1e-3)),
     dict(sparsity_type=np.str_('l1')), dict(clip_grad_norm=np.float64(1)),
-    dict(betas=np.array([0.9, 0.99])), dict(target_l0=np.float64(4)), dict(sparsity_weight=torch.tensor(0.1))])
+    dict(betas=np.array([0.9, 0.99])), dict(target_l0=np.float64(4)),
+    dict(sparsity_weight=torch.tensor(0.1))])
 @pytest.mark.filterwarnings('ignore:target_l0')
 def test_checkpoints_accept_numpy_numbers(options, tmp_path):
     learning_rate = options.pop('learning_rate', 1e-3)

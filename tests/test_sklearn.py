@@ -388,3 +388,10 @@ def test_older_versions_of_scikit_learn_are_refused(monkeypatch):
     monkeypatch.delattr(sklearn.utils.validation, 'validate_data')
     with pytest.raises(ImportError, match=r"1\.6 or later.*sparse_ae\[sklearn\]"):
         runpy.run_module('sparse_ae.sklearn')
+
+
+def test_values_beyond_single_precision_are_those_of_X():
+    X = np.random.default_rng(0).normal(size=(20, 4))
+    X[3, 2] = 1e300
+    with pytest.raises(ValueError, match=r'X has 1 of 20 rows with NaN or infinity \(as'):
+        SparseAutoencoderTransformer(3).fit(X)
