@@ -30,6 +30,7 @@ from sparse_ae import (ActivationStore, AuxiliaryLoss, SparseAutoencoder, captur
 from sparse_ae.activations import Unrolled
 from sparse_ae.callbacks import AveragedWeights, Callback
 from sparse_ae.measures import best_matches
+from sparse_ae.presets import PRESETS
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(tempfile.gettempdir())/'sparse_ae_language_rows'
@@ -97,8 +98,8 @@ def train(seed=0, batch_size=512, preset='topk', model=None, data=None, **change
     x, new = rows() if data is None else data
     torch.manual_seed(seed)
     sae, training = SparseAutoencoder.from_preset(
-        preset, x.shape[1], LATENTS, l0=L0, num_epochs=EPOCHS, batch_size=batch_size,
-        steps_per_epoch=SAMPLES // batch_size, **model or {})
+        preset, x.shape[1], LATENTS, l0=None if preset == 'ng' else L0, num_epochs=EPOCHS,
+        batch_size=batch_size, steps_per_epoch=SAMPLES // batch_size, **model or {})
     start = time.process_time()      # of all threads: other programs do not count
     train_sparse_autoencoder_with_early_stopping(sae, x, new[:4000], **training | changes,
                                                  seed=seed, verbose=0)
@@ -144,11 +145,12 @@ VARIANTS = {
     'rate 3e-3, batch 256, Unrolled(1)': dict(SMALLER, model=dict(encoder=Unrolled(1))),
     'rate 3e-3, batch 256, Unrolled(3, 0.5)': dict(
         SMALLER, model=dict(encoder=Unrolled(3, step_size=0.5))),
-    'preset batch_topk': dict(preset='batch_topk'),
+    'rate 1e-2, clipped, Unrolled(3, 0.5)': dict(
+        learning_rate=1e-2, clip_grad_norm=0.05, model=dict(encoder=Unrolled(3, step_size=0.5))),
+    **{f'preset {name}': dict(preset=name) for name in PRESETS if name != 'topk'},
     'preset batch_topk, beta2 0.999': dict(preset='batch_topk', betas=None),
-    'preset lista': dict(preset='lista'),
     'preset lista, batch 256': dict(preset='lista', batch_size=256),
-    'preset lista, rate 6e-3': dict(preset='lista', learning_rate=6e-3)}
+    'preset lista, not clipped': dict(preset='lista', clip_grad_norm=None)}
 
 
 def measure(name, rounds):
@@ -166,7 +168,8 @@ def measure(name, rounds):
         with torch.no_grad(): error = ((sae(data[1]) - data[1]) @ unit).square().sum()
         explained = 1 - float(error / (new - new.mean(0)).square().sum())
     agreement = ''
-    if name in ('preset', 'beta2 0.999', 'rate 3e-3, batch 256'):
+    if (name in ('preset', 'beta2 0.999', 'rate 3e-3, batch 256')
+            or VARIANTS[name].keys() == {'preset'}):
         other = train(seed=1, **changes)[0]
         agreement = float(best_matches(dictionary(sae), dictionary(other)).cosines.mean())
     return [(name, explained, results['l0'], 100*results['dead_fraction'], seconds, agreement)]

@@ -124,8 +124,7 @@ def contenders(k):
     "Methods that can be run, by name, for a code of `k` active latents."
     found = {'sparse_ae, topk': ours('topk'), 'sparse_ae, batch_topk': ours('batch_topk'),
              'sparse_ae, lista': ours('lista'),
-             'sparse_ae, lista with top-k, rate 6e-3': ours('lista', activation=TopK(k),
-                                                            learning_rate=6e-3),
+             'sparse_ae, lista with top-k': ours('lista', activation=TopK(k)),
              'textbook top-k': textbook,
              'scikit-learn, MiniBatchDictionaryLearning': scikit_learn}
     if bare('dictionary_learning'):

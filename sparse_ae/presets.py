@@ -81,7 +81,8 @@ def _matryoshka(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArgumen
 
 def _lista(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, activation=BatchTopK(_k(latent_dim, l0)),
-                                encoder=Unrolled(3, step_size=0.5)), dict(learning_rate=3e-3))
+                                encoder=Unrolled(3, step_size=0.5)),
+                           dict(learning_rate=1e-2, clip_grad_norm=0.05))
 
 def _matching_pursuit(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, encoder=MatchingPursuit(_k(latent_dim, l0))), {})

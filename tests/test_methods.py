@@ -135,12 +135,10 @@ def test_streams_can_be_normalised_with_a_number():
 
 
 def test_a_known_dictionary_is_found():
-    "A small known dictionary, by unrolled steps and a rate that suits it."
     source = sparse_dictionary(20, 32, 3, rates='flat')
     (x, _), (new, true) = source.sample(20_000), source.sample(3000, seed=1)
     torch.manual_seed(0)
-    model, training = SparseAutoencoder.from_preset('lista', 20, 32, l0=3, num_epochs=6,
-                                                    learning_rate=6e-3)
+    model, training = SparseAutoencoder.from_preset('lista', 20, 32, l0=3, num_epochs=6)
     fit(model, x, new, **training, seed=0, verbose=0)
     results = evaluate_sparse_autoencoder(model, new)
     match = match_dictionaries(model.decoder_weights()[0].T, source.atoms, results['latent_codes'],
