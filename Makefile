@@ -59,11 +59,13 @@ NEWEST_PYTHON ?= 3.13
 # packages that are missing are skipped
 EXTRAS = sklearn,hf,hub,pandas,polars,tensorboard,wandb
 TEST_PACKAGES = pytest hypothesis pytest-xdist nbclient ipykernel
+LIBRARY_TESTS = $(filter-out $(patsubst %,tests/test_%.py,project supply line_coverage), \
+  $(wildcard tests/test_*.py tests/faults/test_*.py))   # not those of the project's own tools
 
 test-matrix: $(MATRIX)/oldest/.ready $(MATRIX)/newest/.ready  ## pytest with the oldest and the newest torch, NumPy and Python
 	for versions in oldest newest; do \
 	  OMP_NUM_THREADS=1 $(MATRIX)/$$versions/bin/python -m pytest -rs -n 2 --dist loadfile \
-	    --ignore=tests/test_project.py --ignore=tests/test_supply.py || failed="$$failed $$versions"; \
+	    $(LIBRARY_TESTS) || failed="$$failed $$versions"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 $(MATRIX)/uv/bin/uv:
