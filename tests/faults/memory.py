@@ -13,12 +13,15 @@ from jupyter_client.manager import start_new_kernel
 SETUP = '''
 import gc, os, warnings, weakref
 import torch
-from ipywidgets.widgets.widget import _instances
+import ipywidgets.widgets.widget as widgets
 from sparse_ae import (FeatureExplorer, LossPlayground, SparseAutoencoder, TrainingDashboard,
                        compare_runs, evaluate_sparse_autoencoder)
 from sparse_ae.lab.display import RUNNING_TASKS
 
 warnings.simplefilter('ignore')
+# an attribute of the class in ipywidgets 8.0.0
+widgets_alive = (widgets._instances if hasattr(widgets, '_instances')
+                 else widgets.Widget._active_widgets)
 torch.set_num_threads(1)
 held, x = [], torch.rand(1000, 100)
 
@@ -57,7 +60,7 @@ def new_playground(display=False):
 def state():
     "Objects that still exist, widgets that are open, resident memory in MB."
     pages = int(open('/proc/self/statm').read().split()[1])
-    return (sum(reference() is not None for reference in held), len(_instances),
+    return (sum(reference() is not None for reference in held), len(widgets_alive),
             pages * os.sysconf('SC_PAGE_SIZE') / 1e6)
 '''
 KINDS = 'dashboard', 'explorer', 'comparison', 'playground'
