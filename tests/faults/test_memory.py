@@ -22,7 +22,7 @@ del a
 b.close()
 gc.collect()
 print([type(reference()).__name__ for reference in held if reference() is not None],
-      len(_instances))
+      len(widgets_alive))
 del b
 held.clear()''' for kind in memory.KINDS)
     done = subprocess.run([sys.executable, '-c', source], capture_output=True, text=True)
