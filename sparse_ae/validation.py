@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['check_choice', 'check_int', 'check_seed', 'check_bool', 'check_number', 'check_fraction', 'check_positive',
            'check_not_negative', 'check_below_one', 'check_device', 'autocast_enabled', 'check_returned',
-           'autocast_disabled', 'require_gradients', 'gradients_enabled', 'first_parameter', 'as_tensor', 'as_path',
-           'make_folder', 'warn_caller', 'rows_remedy', 'as_tensor_rows', 'check_rows', 'require', 'Configurable',
-           'from_config']
+           'autocast_disabled', 'require_gradients', 'gradients_enabled', 'outside_inference_mode', 'first_parameter',
+           'as_tensor', 'as_path', 'make_folder', 'warn_caller', 'rows_remedy', 'as_tensor_rows', 'check_rows',
+           'require', 'Configurable', 'from_config']
 
 # %% ../nbs/13_validation.ipynb #f5d6da1d
 import copy
@@ -175,6 +175,17 @@ def gradients_enabled() -> Iterator[None]:
     require_gradients()
     with torch.enable_grad(), autocast_disabled(): yield
 
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Leave a surrounding `torch.inference_mode` for `torch.no_grad` within the block.
+
+    In inference mode, derivatives of `torch.func` before torch 2.12 are zero, without an error."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad(): yield
+
+# %% ../nbs/13_validation.ipynb #ambient4
 def first_parameter(
     model:nn.Module,    # Any module
 ) -> Tensor:

@@ -428,15 +428,17 @@ def test_a_paused_run_can_be_looked_at():
 @pytest.mark.parametrize('name', ['topk', 'batch_topk', 'jumprelu', 'gated', 'classic'])
 def test_bfloat16_trains_as_well_as_single_precision(name):
     x, val = train_val_split(digits())
-    explained = []
-    for dtype in (torch.float32, torch.bfloat16):
-        torch.manual_seed(0)
+    def explained(dtype, seed):
+        torch.manual_seed(seed)
         model, training = SparseAutoencoder.from_preset(name, 64, 128, dtype=dtype, num_epochs=4,
-                                                        steps_per_epoch=100, verbose=0, seed=0)
+                                                        steps_per_epoch=100, verbose=0, seed=seed)
         train(model, x, val, **training)
         assert model.dtype == dtype
-        explained.append(evaluate_sparse_autoencoder(model, val)['explained_variance'])
-    assert abs(explained[1] - explained[0]) < 0.01 and explained[0] > 0.5
+        return evaluate_sparse_autoencoder(model, val)['explained_variance']
+    # the mean of four seeds, since two seeds of one dtype differ by 0.01 as well
+    single, half = (np.mean([explained(dtype, seed) for seed in range(4)])
+                    for dtype in (torch.float32, torch.bfloat16))
+    assert abs(half - single) < 0.01 and single > 0.5
 
 
 @pytest.mark.parametrize('weight', [0.01, 1., 100.])

@@ -1,4 +1,5 @@
 "Widgets outside a notebook, interrupted kernels, and the files of the explorer page."
+import os
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,9 @@ dashboard.fit(SparseAutoencoder(64, 20), train_data, val_data, EPOCHS, 3e-3, EPO
 
 
 def python(source):
+    wide = os.environ | dict(COLUMNS='200')      # the progress bar is not cut
     return subprocess.run([sys.executable, '-c', source], capture_output=True, text=True,
-                          timeout=100)
+                          timeout=100, env=wide)
 
 
 def test_a_script_prints_progress():

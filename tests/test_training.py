@@ -199,7 +199,8 @@ def test_images_through_a_convolutional_autoencoder(split):
             and results['explained_variance'] > 0)
 
 
-def test_progress_is_shown_and_can_be_silenced(split, capsys):
+def test_progress_is_shown_and_can_be_silenced(split, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '200')     # the progress bar is not cut
     for verbose, bar, lines in ((0, False, 0), (1, True, 0), (2, True, 3), (True, True, 0)):
         train(*split, verbose=verbose)
         out, err = capsys.readouterr()
