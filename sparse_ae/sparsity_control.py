@@ -101,7 +101,7 @@ class SparsityTarget(StatefulCallback):
     level. Warns at the end if the target is not reached."""
     single_use = True
     saved_attributes = dict(running='running_activity', ratio='val_train_ratio', on_val='val_sum',
-                            n_val='val_samples', reached='val_history')
+                            n_val='val_samples', reached='val_history', error='previous_error')
 
     def __init__(
         self,
@@ -110,6 +110,7 @@ class SparsityTarget(StatefulCallback):
         tolerance:float=0.05,       # Relative deviation within which the target counts as reached
         gain:float=0.05,            # Factor `g` of equation (2)
         memory:float=0.9,           # Weight of the past in the running mean, per step
+        damping:float=5.,           # Factor `d` of equation (2), for a penalty of thresholds only
     ):
         if (l0 is None) == (level is None):
             raise ValueError("one of target_l0 and target_sparsity_level must be given, got "
@@ -117,9 +118,10 @@ class SparsityTarget(StatefulCallback):
         if l0 is not None: check_positive('target_l0', l0)
         else: check_fraction('target_sparsity_level', level)
         self.l0, self.level, self.tolerance = l0, level, tolerance
-        self.gain, self.memory = gain, memory
+        self.gain, self.memory, self.damping = gain, memory, damping
         self.measure = L0_MEASURE if level is None else LEVEL_MEASURE
         self.running_activity:'float|None' = None   # running mean over the training batches
+        self.previous_error:'float|None' = None     # of the step before
         self.val_train_ratio = 1.               # activity on the validation data over that
         self.val_sum, self.val_samples = 0., 0  # of the validation pass so far
         self.val_history:list[float] = []       # quantity in each validation pass
@@ -169,12 +171,20 @@ def log_error(self:SparsityTarget, activity:float) -> float:
 @patch
 def after_step(self:SparsityTarget, trainer):
     "Adjust the weight, and the target rate of a penalty that has one."
-    error = self.log_error(self.val_train_ratio * self.running_activity)
-    step = self.gain * min(1., max(-1., error))
+    error = min(1., max(-1., self.log_error(self.val_train_ratio * self.running_activity)))
+    step = self.gain * error
+    if trainer.penalty.acts_on == 'step' and self.previous_error is not None:
+        step += self.damping * (error - self.previous_error)
+    self.previous_error = error
     trainer.sparsity_weight *= math.exp(step)
     if trainer.penalty.has_target:
         rate = trainer.target_sparsity * math.exp(-step)
         trainer.target_sparsity = min(0.5, max(1e-6, rate))
+
+@patch
+def load_state_dict(self:SparsityTarget, state):
+    "Restore the state. Earlier checkpoints have no error of the step before."
+    StatefulCallback.load_state_dict(self, {'error': None, **state})
 
 # %% ../nbs/07_sparsity_control.ipynb #target07
 @patch
