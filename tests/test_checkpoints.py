@@ -136,14 +136,20 @@ def test_arguments_of_a_checkpoint_that_are_refused(tmp_path):
 # --- Resuming
 
 @pytest.mark.parametrize('step', [1, 3, 5, 6])
-def test_a_run_that_was_ended_resumes_bit_for_bit(tmp_path, step):
-    options = dict(sparsity_type='hoyer', sparsity_weight=1., lr_schedule='cosine', revive='auxiliary')
-    whole = make(tmp_path/'whole', 4, **options)
+@pytest.mark.parametrize('activation,options', [
+    ('relu', dict(sparsity_type='hoyer', sparsity_weight=1., lr_schedule='cosine', revive='auxiliary')),
+    ('jumprelu', dict(sparsity_type='l0', target_l0=4.))], ids=['hoyer', 'target_l0'])
+def test_a_run_that_was_ended_resumes_bit_for_bit(tmp_path, activation, options, step):
+    start = lambda *args, **more: make(*args, model=SparseAutoencoder(64, 12, activation=activation),
+                                       **options, **more)
+    torch.manual_seed(0)
+    whole = start(tmp_path/'whole', 4)
     whole.fit()
-    part = make(tmp_path/'part', 4, callbacks=[StopAt(step)], checkpoint_minutes=1e-9, **options)
+    torch.manual_seed(0)
+    part = start(tmp_path/'part', 4, callbacks=[StopAt(step)], checkpoint_minutes=1e-9)
     part.fit()
     assert part.stopped_by == 'interrupt'
-    resumed = make(tmp_path/'part', 4, resume=True, **options)
+    resumed = start(tmp_path/'part', 4, resume=True)
     resumed.fit()
     assert same(resumed, whole) and resumed.stopped_by == 'num_epochs' and resumed.step == 12
 
