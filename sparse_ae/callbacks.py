@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,8 +39,9 @@ class Callback:
     """Actions at the events of training. A subclass defines the events that it uses.
 
     `single_use` says whether an object can serve one training only, `attached` whether it
-    already does."""
+    already does. `interruptible` says whether a second Ctrl-C may end its `after_fit`."""
     single_use = attached = False
+    interruptible = True
 
     def check(self, trainer): "Raise the error that says why this trainer cannot use the callback."
     def before_fit(self, trainer): "Called once, before the first epoch of this call of `fit`."
@@ -138,16 +140,19 @@ def add_callbacks(
                 if getattr(type(callback), event, None) is not getattr(Callback, event)]
         for event in EVENTS}
 
+def _begin(begun:list, callback:Callback, trainer:Any) -> None:
+    "Call `before_fit` of a callback, and record that its `after_fit` is to be called."
+    begun.append(callback); callback.before_fit(trainer)   # noqa: E702  no exception between them
+
 def notify_callbacks(
     trainer:Any,    # Trainer of the run
     event:str,      # Name in `EVENTS`, other than `'after_fit'`
 ) -> None:
     "Notify all callbacks of an event; then end the run if one of them raised `StopTraining`."
     is_first, stop = event == 'before_fit', None
-    listeners = ([callback.before_fit for callback in trainer.callbacks] if is_first else
-                 trainer.listeners[event])
-    for number, listener in enumerate(listeners):
-        if is_first: trainer.begun.append(trainer.callbacks[number])
+    listeners = ([partial(_begin, trainer.begun, callback) for callback in trainer.callbacks]
+                 if is_first else trainer.listeners[event])
+    for listener in listeners:
         try: listener(trainer)
         except StopTraining as reason:
             stop = stop or reason
@@ -161,10 +166,10 @@ def end_callbacks(
 ) -> None:
     "Call `after_fit` of each callback that has begun; raise the first exception."
     def call(callback):
-        try: callback.after_fit(trainer)
+        try:
+            with breakable(callback.interruptible): callback.after_fit(trainer)
         except StopTraining as reason: trainer.stop(reason)
-    with breakable():
-        while trainer.begun: attempt(errors, call, trainer.begun.pop(0))
+    while trainer.begun: attempt(errors, call, trainer.begun.pop(0))
     if errors: raise_first(errors, first)
 
 # %% ../nbs/06_callbacks.ipynb #cbblock1
@@ -194,7 +199,7 @@ def _snapshot(
 # %% ../nbs/06_callbacks.ipynb #e14c741c
 class EarlyStopping(StatefulCallback):
     "Stores the weights of the best epoch, and ends training when no better epoch follows."
-    single_use = True
+    single_use, interruptible = True, False   # the best weights are loaded in any case
     saved_attributes = {'best': 'best_weights', 'best_value': 'best_value',
                         'level': 'reference_value', 'waited': 'num_bad_epochs'}
 
@@ -252,7 +257,6 @@ def after_epoch(self:EarlyStopping, trainer):
     if self.out_of_patience: raise StopTraining('patience')
 
 @patch
-@breakable(False)
 def after_fit(self:EarlyStopping, trainer):
     "Load the best weights; while no epoch has counted, only if training failed."
     if math.isfinite(self.best_value) or trainer.error is not None:

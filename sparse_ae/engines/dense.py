@@ -68,9 +68,9 @@ def hold_unit_norm(
     "Use the stored decoder without normalisation within the block."
     name, dim = model.normalized_parameter()
     W, hook = model.get_parameter(name), None
-    if project_gradient and dim is not None and W.requires_grad:
-        hook = W.register_hook(lambda g: project_out(g, W.detach(), dim))
     try:
+        if project_gradient and dim is not None and W.requires_grad:
+            hook = W.register_hook(lambda g: project_out(g, W.detach(), dim))
         with model.assume_unit_norm(project_gradient=False): yield
     finally:
         if hook is not None: hook.remove()

@@ -75,6 +75,18 @@ def test_exceptions_and_signals_at_random_lines(name):
             assert not (promised and wrong), (where, action, wrong)
 
 
+@pytest.mark.parametrize('name,action,first,last', [
+    ('early stopping', 'interrupt', 150, 200),       # `before_fit` of the callbacks
+    ('engines', 'interrupt', 660, 760),              # the start of an engine
+    ('early stopping', 'press twice', -230, 0)])     # the best weights are loaded
+def test_exceptions_and_signals_at_each_line(name, action, first, last):
+    reference = references(name)
+    shift = reference[1] if first < 0 else 0
+    for n in range(shift + first, shift + last + 1):
+        where, promised, wrong = check_injection(name, n, action, reference)
+        assert not (promised and wrong), (where, wrong)
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize('event', ['before_step', 'after_loss', 'after_step'])
 def test_a_signal_ends_training_at_the_next_boundary(tmp_path, number, event):
