@@ -405,7 +405,7 @@ class LogFile(Callback):
     """Writes the history into a CSV or JSON-lines file, a line an epoch.
 
     A list that does not have one entry an epoch stays empty in the file."""
-    single_use = True
+    single_use, interruptible = True, False
 
     def __init__(
         self,

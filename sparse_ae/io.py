@@ -278,6 +278,8 @@ CHECKPOINT = 'checkpoint.safetensors'
 
 class Checkpoint(Callback):
     "Writes the state of training into a folder, from which the trainer resumes."
+    interruptible = False     # the folder is unlocked in any case
+
     def __init__(
         self,
         folder:'str|Path',               # Created if it does not exist

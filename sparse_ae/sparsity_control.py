@@ -424,6 +424,7 @@ def _resample_scaled(model:BaseSparseAutoencoder, dead:Tensor, x:Tensor, generat
 class Resample(DeadLatents):
     "Points each dead latent at an input that is badly reconstructed."
     num_revived = 0    # in this epoch
+    interruptible = False     # the history is completed in any case
     saved_attributes = {**DeadLatents.saved_attributes, 'revived': 'num_revived'}
 
     def __init__(

@@ -78,7 +78,8 @@ def test_exceptions_and_signals_at_random_lines(name):
 @pytest.mark.parametrize('name,action,first,last', [
     ('early stopping', 'interrupt', 150, 200),       # `before_fit` of the callbacks
     ('engines', 'interrupt', 660, 760),              # the start of an engine
-    ('early stopping', 'press twice', -230, 0)])     # the best weights are loaded
+    ('early stopping', 'press twice', -230, 0),      # the best weights are loaded
+    ('checkpoints', 'press twice', -160, -20)])     # the folder is unlocked
 def test_exceptions_and_signals_at_each_line(name, action, first, last):
     reference = references(name)
     shift = reference[1] if first < 0 else 0
