@@ -75,17 +75,20 @@ def test_exceptions_and_signals_at_random_lines(name):
             assert not (promised and wrong), (where, action, wrong)
 
 
-@pytest.mark.parametrize('name,action,first,last', [
-    ('early stopping', 'interrupt', 150, 200),       # `before_fit` of the callbacks
-    ('engines', 'interrupt', 660, 760),              # the start of an engine
-    ('early stopping', 'press twice', -230, 0),      # the best weights are loaded
-    ('checkpoints', 'press twice', -160, -20)])     # the folder is unlocked
-def test_exceptions_and_signals_at_each_line(name, action, first, last):
-    reference = references(name)
+@pytest.mark.parametrize('name,action,first,last,reached', [
+    ('early stopping', 'interrupt', 150, 200, 'callbacks._begin'),
+    ('engines', 'interrupt', 660, 760, 'dense.hold_unit_norm'),
+    ('early stopping', 'press twice', -230, 0, 'callbacks.after_fit'),    # best weights are loaded
+    ('checkpoints', 'press twice', -160, -20, 'files.release')])          # the folder is unlocked
+def test_exceptions_and_signals_at_each_line(name, action, first, last, reached):
+    "Lines from `first` to `last`, counted from the end if negative; `reached` is among them."
+    reference, places = references(name), []
     shift = reference[1] if first < 0 else 0
     for n in range(shift + first, shift + last + 1):
         where, promised, wrong = check_injection(name, n, action, reference)
         assert not (promised and wrong), (where, wrong)
+        places.append(where)
+    assert any(where.startswith(reached) for where in places)
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
