@@ -1,4 +1,5 @@
 "Checkpoints and state files: when they are written, what they hold, and what is refused."
+import contextlib
 import json
 import shutil
 import signal
@@ -18,7 +19,8 @@ from sparse_ae.losses import HoyerTarget, kl_divergence_sparsity_loss, l1_sparsi
 from sparse_ae.models import BaseSparseAutoencoder, TiedWeightSparseAutoencoder
 
 X = digits()[:128]
-pytestmark = pytest.mark.filterwarnings('ignore:the model explains less')
+pytestmark = [pytest.mark.filterwarnings('ignore:the model explains less'),
+              pytest.mark.filterwarnings('ignore:target_l0=4 is not reached')]
 
 
 def make(folder=None, epochs=3, model=None, patience=9, callbacks=(), **options):
@@ -64,24 +66,27 @@ def test_epochs_between_checkpoints(tmp_path, options, steps, epochs):
     assert watch.epochs == [None, *epochs[:-1]] or watch.epochs == epochs
 
 
-def test_minutes_between_checkpoints(tmp_path, monkeypatch):
-    "The clock is set: a minute passes with every second step."
+@pytest.mark.parametrize('minutes,seconds,expected', [   # time of the last checkpoint, after each step
+    (0.99, 30, [0, 60, 60, 120, 120, 180, 180, 240, 240, 300, 300, 360]),
+    (1., 29.875, [0, 0] + [89.625]*3 + [179.25]*3 + [268.875]*3 + [358.5])])
+def test_minutes_between_checkpoints(tmp_path, monkeypatch, minutes, seconds, expected):
+    "The clock is set: some seconds pass with every step."
     clock = [0.]
-    trainer = make(tmp_path, 4, checkpoint_minutes=0.99)
+    trainer = make(tmp_path, 4, checkpoint_minutes=minutes)
     checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
     written = []
     monkeypatch.setattr('sparse_ae.io.time.monotonic', lambda: clock[0])
     class Tick(Callback):
-        def before_step(self, trainer): clock[0] += 30
+        def before_step(self, trainer): clock[0] += seconds
         def after_step(self, trainer): written.append(checkpoint.last_written)
     trainer.add(Tick())
     trainer.fit()
-    assert written == [0, 60, 60, 120, 120, 180, 180, 240, 240, 300, 300, 360]
+    assert written == expected
 
 
 def test_pause_between_checkpoints(tmp_path, monkeypatch):
     "At least 10 s, and 400 times the time that the last checkpoint took."
-    for seconds, took, due in ((9.99, 0., False), (10., 0., True), (39.9, 0.1, False), (40.1, 0.1, True),
+    for seconds, took, due in ((9.99, 0., False), (10., 0., True), (39.95, 0.1, False), (40.1, 0.1, True),
                                (1000., 0.1, True)):
         trainer = make(tmp_path/f'{seconds}')
         checkpoint = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))
@@ -191,6 +196,18 @@ def test_a_signal_writes_a_checkpoint(tmp_path):
     trainer = make(tmp_path, checkpoint_minutes=100, callbacks=[Press()])
     trainer.fit()
     assert trainer.stopped_by == 'interrupt' and read_state(tmp_path/CHECKPOINT)['step'] == 5
+
+
+def test_ctrl_c_while_the_folder_is_unlocked(tmp_path, monkeypatch):
+    trainer = make(tmp_path, 1)
+    lock = next(c for c in trainer.callbacks if isinstance(c, Checkpoint)).lock
+    release = lock.release
+    def press_and_release():
+        for _ in range(2): signal.raise_signal(signal.SIGINT)
+        release()
+    monkeypatch.setattr(lock, 'release', press_and_release)
+    with contextlib.suppress(KeyboardInterrupt): trainer.fit()
+    assert make(tmp_path, 2, resume=True).fit()['epochs_trained'] == 2
 
 
 def test_a_checkpoint_that_cannot_be_written_gives_the_history(tmp_path):

@@ -5,8 +5,10 @@ import sys
 import textwrap
 import time
 
+import pytest
 import torch
 
+from sparse_ae.hub import README
 from sparse_ae.io import CONFIG, WEIGHTS
 from sparse_ae.models import SparseAutoencoder, TiedWeightSparseAutoencoder
 
@@ -44,3 +46,16 @@ def test_saving_over_another_model(tmp_path):
     x = torch.rand(3, 9)
     assert torch.equal(loaded(x), tied(x)) and not loaded.training
     assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+
+
+@pytest.mark.parametrize('subfolder,card,names', [
+    ('', None, [README]), ('a', None, ['a/README.md', README]), ('a', False, [])])
+def test_cards_that_an_upload_gets(tmp_path, monkeypatch, subfolder, card, names):
+    "Uploads themselves are tested with a server, in `test_hub.py`."
+    given = {}
+    monkeypatch.setattr('sparse_ae.io.upload', lambda *args, cards, **where: given.update(cards))
+    SparseAutoencoder(6, 4).save_pretrained(tmp_path, push_to_hub=True, repo_id='owner/name',
+                                            subfolder=subfolder, card=card)
+    assert list(given) == names
+    if card is None: assert given.popitem()[1] != given.get('a/README.md')
+    if 'a/README.md' in given: assert given['a/README.md'] == (tmp_path/README).read_text()

@@ -10,8 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from sparse_ae import models
-from sparse_ae.activations import TopK
-from sparse_ae.data import open_rows
+from sparse_ae.activations import MatchingPursuit, TopK
+from sparse_ae.data import open_rows, sample_rows
 from sparse_ae.losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
 from sparse_ae.models import (AdaptedAutoencoder, Encoded, Layer,
                               SparseAutoencoder, TiedWeightSparseAutoencoder, TrainingLock, affine,
@@ -55,6 +55,16 @@ def test_one_layer():
     assert_close(encoded.pre, T([[1., 3., 1.5], [3., -1., -2.5]]))
     assert encoded.hidden == () and encoded.target_of(X) is X
     assert encoded._replace(target=Y).target_of(X) is Y
+
+
+def test_an_encoder_that_reads_residuals():
+    "It stops when what is left of the inputs minus the decoder's bias is shorter than a threshold."
+    model = small('atom', encoder=MatchingPursuit(2, residual_threshold=1.))
+    with torch.no_grad():
+        model.encoder_mat_1.copy_(model.decoder_weights()[0].T)
+        model.encoder_bias_1.copy_(-model.encoder_mat_1 @ model.decoder_bias_1)
+    z = model.encode(model.decoder_bias_1 + T([[0.9, 9.], [1.1, 9.]]))
+    assert_close(z, T([[0., 9., 0.], [0., 9., 1.1]]))
 
 
 def test_tied_layers_are_transposes():
@@ -239,6 +249,8 @@ def test_block_norms():
     assert_close(unit_block_norm(V, (2, 1)), T([[0.3, 1.], [0.4, 0.], [0.5, 0.]]))
     assert not unit_block_norm(torch.zeros(3, 2), (2, 1)).any()
     assert_close(unit_block_norm(2e37*V, (2, 1)), unit_block_norm(V, (2, 1)))
+    for norm, expected in ((None, Y), ('atom', small('atom')(X))):    # blocks change no other norm
+        assert_close(small(norm, blocks=(1, 1))(X), expected)
 
 
 @pytest.mark.parametrize('norm,tied,expected', [
@@ -279,6 +291,11 @@ def test_computed_weights_are_normalised_as_they_are_used():
     skip = SparseAutoencoder(2, 3, output_dim=2, skip=True)
     nn.utils.parametrize.register_parametrization(skip, 'skip_mat', Double())
     assert skip.computed_parameters() == ['skip_mat']
+    deep = SparseAutoencoder(2, 3)
+    for name in ('encoder_mat_2', 'decoder_bias_2'):
+        nn.utils.parametrize.register_parametrization(deep, name, Double())
+    assert deep.computed_parameters() == ['encoder_mat_2', 'decoder_bias_2']
+    with pytest.raises(ValueError, match='got encoder_mat_2, which is computed'): deep.check_parameters()
     tied = small(cls=TiedWeightSparseAutoencoder)
     assert tied.computed_parameters() == [] and small().computed_parameters() == []
 
@@ -366,14 +383,22 @@ def test_skip_adds_a_linear_map_of_the_inputs():
     assert output_shape(wide, torch.ones(4, 5, 2)) == (4, 5, 7)
 
 
-@pytest.mark.parametrize('make', [lambda: small(), lambda: transcoder()])
+def narrow():
+    "Transcoder of one input, one target and two layers."
+    torch.manual_seed(0)
+    model = SparseAutoencoder(1, 3, hidden_dims=(4,), decoder_norm=None, output_dim=1, skip=True)
+    for p in model.parameters(): p.data.normal_()
+    return model
+
+
+@pytest.mark.parametrize('make', [lambda: small(), lambda: transcoder(), narrow])
 def test_folding_a_scaling_changes_no_output(make):
     model = make().double()
     scaling = model.new_scaling('global')
     count = len(scaling.scale)
     scaling.shift.copy_(torch.arange(1., len(scaling.shift) + 1))
-    scaling.scale.copy_(torch.arange(2., count + 2) if count == 1 else T([2., 2., 5., 5.]))
-    x, before = X.double(), None
+    scaling.scale.copy_(T({1: [2.], 2: [2., 5.], 4: [2., 2., 5., 5.]}[count]))
+    x = X.double()[:, :model.input_dim]
     before = model(x)
     model.set_scaling(scaling)
     assert model.scaling is scaling
@@ -385,6 +410,13 @@ def test_folding_a_scaling_changes_no_output(make):
     assert model.scaling is None and not model.assumes_scaled
     assert_close(model(x), before)
     assert model.fold_scaling() is model     # nothing to fold
+
+
+def test_half_precision_keeps_a_scaling_that_single_precision_folds():
+    for dtype, kept in ((torch.float32, False), (torch.bfloat16, True)):
+        model = SparseAutoencoder(2, 3, hidden_dims=(), dtype=dtype)
+        with model.in_scaled_unit(model.new_scaling('global')): pass
+        assert (model.scaling is not None) == kept
 
 
 def test_a_scaling_that_is_the_models_own_stays():
@@ -463,6 +495,10 @@ def test_start_of_a_transcoder_from_data():
     with_unit.scaling.scale.fill_(2.)
     with_unit.initialize(x, target=y)
     assert_close(with_unit.decoder_bias_1.detach(), geometric_median((y - 1) / 2))
+    wide = SparseAutoencoder(2, 3, output_dim=3, scaling='global')
+    wide.scaling.shift.copy_(torch.arange(5.))
+    z = torch.rand(6, 3)
+    assert_close(wide.targets_to_scaled(z, torch.rand(6, 2)), z - T([2., 3., 4.]))
 
 
 def test_start_from_data_is_refused():
@@ -474,6 +510,25 @@ def test_start_from_data_is_refused():
         with pytest.raises(ValueError, match=r'x must have shape \(n, 2\)'): small().initialize(bad)
     with pytest.raises(ValueError, match='l0 must be above 0'):
         small(activation='jumprelu').initialize(x, l0=0)
+
+
+def test_rows_that_a_start_from_data_reads(monkeypatch):
+    read, passed = [], []
+    monkeypatch.setattr(models, 'sample_rows', lambda rows, n: read.append(n) or sample_rows(rows, n))
+    model = small(activation='jumprelu')
+    model.activation.set_initial_threshold = lambda pre, l0: passed.append((len(pre), l0))
+    model.initialize(open_rows('x', torch.randn(5000, 2)), l0=1.5)
+    assert read == [16384] and passed == [(4096, 3.)]
+
+
+def test_a_start_from_data_does_not_depend_on_autocast():
+    torch.manual_seed(0)
+    x = torch.randn(50, 2) + T([5., 1.])
+    expected, median = small('atom').initialize(x), geometric_median(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = small('atom').initialize(x)
+        assert torch.equal(geometric_median(x), median)
+    for name, value in expected.state_dict().items(): assert torch.equal(found.state_dict()[name], value)
 
 
 def test_geometric_median():
@@ -505,6 +560,8 @@ def test_principal_directions():
         assert_close(directions.abs(), torch.eye(3)[signs])
         half = len(directions) // 2
         assert_close(directions[half + len(directions) % 2:], -directions[:half])
+    seven = principal_directions(torch.diag(T([4., 3., 2., 1.])), 7)    # three, and their negatives
+    assert_close(seven.abs(), torch.eye(4)[[0, 1, 2, 0, 1, 2]])
     assert principal_directions(x.bfloat16(), 2).dtype == torch.float32
     assert principal_directions(x.double(), 2).dtype == torch.float64
 
@@ -604,7 +661,9 @@ def test_reasons_why_a_model_is_not_native():
     for native in (SparseAutoencoder(4, 3), TiedWeightSparseAutoencoder(4, 3), Plain(4, 3)):
         assert why_not_native(native) is None and is_native(native) and as_autoencoder(native) is native
     model = SparseAutoencoder(4, 3)
-    model.note, model.encode = 'text', model.encode
+    model.note, model.note_of = 'text', len
+    with model.assume_unit_norm(): assert is_native(model)
+    model.encode = model.encode
     assert why_not_native(model) == 'the model has encode set'
     for register in ('register_forward_hook', 'register_forward_pre_hook'):
         model = SparseAutoencoder(4, 3)

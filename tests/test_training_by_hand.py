@@ -1,6 +1,8 @@
 "The parts of the training loop, with losses that can be worked out without a computer."
+import inspect
 import math
 import time
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +10,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sparse_ae import Callback, SparseAutoencoder, StopTraining, Trainer, TrainingDiverged
+from sparse_ae import (Callback, SparseAutoencoder, StopTraining, Trainer, TrainingDiverged,
+                       train_sparse_autoencoder_with_early_stopping)
 from sparse_ae.callbacks import EVENTS
 from sparse_ae.data import digits
 from sparse_ae.losses import METRICS, get_penalty
+from sparse_ae.options import TrainingOptions
 from sparse_ae.training import (ENGINES, Losses, Meter, StepEngine, batch_losses, fit_step,
                                 make_engine)
 
@@ -306,6 +310,11 @@ def test_learning_rate_of_a_step():
     assert trainer.step == 1 and all(p.grad is None for p in trainer.parameters)
 
 
+def test_the_options_are_in_the_signature():
+    parameters = inspect.signature(train_sparse_autoencoder_with_early_stopping).parameters
+    assert {f.name for f in fields(TrainingOptions)} <= set(parameters) and 'kwargs' not in parameters
+
+
 # --- Ends
 
 def test_the_first_reason_counts():
@@ -347,6 +356,14 @@ def test_an_error_of_a_callback_leaves_whole_epochs():
     assert {len(v) for k, v in history.items() if isinstance(v, list)} <= {0, 2}
     assert not trainer.model.training and all(p.grad is None for p in trainer.model.parameters())
     assert_close(trainer.model.decoder_mat_2.norm(dim=1), torch.ones(64))
+
+
+def test_a_step_that_is_broken_off_leaves_no_gradients():
+    class Fail(Callback):
+        def after_backward(self, trainer): raise OSError('disk')
+    trainer = make(callbacks=[Fail()])
+    with pytest.raises(OSError, match='disk'): trainer.fit()
+    assert all(p.grad is None for p in trainer.model.parameters())
 
 
 def test_errors_of_the_clean_up_are_notes_of_the_first_one():
@@ -419,6 +436,7 @@ def test_the_decoder_is_normalised_before_the_first_step():
     trainer = make(1, model, callbacks=[look])
     trainer.fit()
     assert_close(look.norms, torch.ones(64))
+    assert trainer.started
     again = make(1)
     again.started = True
     before = again.model.decoder_mat_2.clone()

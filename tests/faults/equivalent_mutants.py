@@ -49,8 +49,47 @@ _TABLE = [
     ('no dtype has three bytes', 'models', [
         ('- if not is_own and self.dtype.itemsize >= 4: self.fold_scaling()',
          '+ if not is_own and self.dtype.itemsize >= 3: self.fold_scaling()')]),
+    ('zeros stay zeros, whatever they are divided by', 'models', [
+        ('- return W / norm.masked_fill(norm == 0, 1)', '+ return W / norm.masked_fill(norm == 0, 2)'),
+        ('- x = x / scale.masked_fill(scale == 0, 1)', '+ x = x / scale.masked_fill(scale == 0, 2)')]),
+    ('equal names are one object, and no layer is deeper than the depth', 'models', [
+        ("- if self.batch_norm and not (side == 'decoder' and layer == self.depth):",
+         "+ if self.batch_norm and not (side is 'decoder' and layer == self.depth):"),
+        ("- if self.batch_norm and not (side == 'decoder' and layer == self.depth):",
+         "+ if self.batch_norm and not (side == 'decoder' and layer >= self.depth):")]),
+    ('weights have two dimensions or more', 'models', [
+        ('- if weight.ndim == 2: return F.linear(x, weight, bias)',
+         '+ if weight.ndim <= 2: return F.linear(x, weight, bias)')]),
+    ('the last layer is the last of the loop', 'models', [
+        ('- if last_is_linear and number == len(layers): break',
+         '+ if last_is_linear and number == len(layers): continue')]),
+    ('an encoder that reads weights or residuals has one layer', 'models', [
+        ('- weights = lambda: (self.encoder_weights()[0], self.decoder_weights()[0])',
+         '+ weights = lambda: (self.encoder_weights()[ -1], self.decoder_weights()[0])'),
+        ('- weights = lambda: (self.encoder_weights()[0], self.decoder_weights()[0])',
+         '+ weights = lambda: (self.encoder_weights()[0], self.decoder_weights()[ -1])'),
+        ("- bias = self.stored('decoder_bias')[-1]", "+ bias = self.stored('decoder_bias')[- 0]")]),
+    ('weights that have no norm, or are computed, are copied onto themselves', 'models', [
+        ("- elif self.decoder_norm == 'block' and name in self._parameters:",
+         "+ elif self.decoder_norm == 'block' or name in self._parameters:")]),
+    ('any number below the places of classes', 'models', [
+        ('- if name in vars(module): return -1', '+ if name in vars(module): return - 2')]),
+    ('performance only: without the cache the same names are found again', 'models', [
+        ('- ', '- # %% ../nbs/00_models.ipynb #models9f', '- @cache')]),
+    ('no dtype has three bytes', 'models', [
+        ('- directions = torch.linalg.svd(x.float() if x.dtype.itemsize < 4 else x, full_matrices=True)[2]',
+         '+ directions = torch.linalg.svd(x.float() if x.dtype.itemsize < 3 else x, full_matrices=True)[2]')]),
     ("the other values of engine come before 'plain' in the alphabet", 'training', [
         ("- plain = [\"engine='plain' is set\"] if self.options.engine == 'plain' else []",
          "+ plain = [\"engine='plain' is set\"] if self.options.engine >= 'plain' else []")]),
+    ('all parameters are on one device', 'training', [
+        ('- torch.cuda.device_of(self.parameters[0]), ExitStack() as stack):',
+         '+ torch.cuda.device_of(self.parameters[ -1]), ExitStack() as stack):')]),
+    ('once the objective is the objective', 'training', [
+        ('- (losses.objective if share == 1 else share * losses.objective).backward()',
+         '+ (losses.objective if share == 2 else share * losses.objective).backward()')]),
+    ('a gradient that is copied for nothing is the same gradient', 'training', [
+        ('- if p.grad is not None and p.grad.stride() != p.stride():',
+         '+ if p.grad is not None and p.grad.stride() is not p.stride():')]),
 ]
 EQUIVALENT = {(module, *lines): reason for reason, module, every in _TABLE for lines in every}

@@ -53,13 +53,13 @@ from equivalent_mutants import EQUIVALENT
 ROOT = Path(__file__).resolve().parent.parent.parent
 SUITES = {   # module: notebook, files of tests; tests that start processes or build pages are slow
     'losses': ('01_losses', ['test_losses.py']),
-    'models': ('00_models', ['test_models_by_hand.py', 'test_models.py']),
-    'training': (None, ['test_training_by_hand.py', 'test_training.py']),
+    'models': ('00_models', ['test_models_by_hand.py', 'test_models.py', 'test_scaling.py']),
+    'training': (None, ['test_training_by_hand.py', 'test_training.py', 'test_checkpoints.py']),
     'io': ('11_io', ['test_checkpoints.py', 'test_io.py', 'test_saved_before.py'])}
 SLOW = re.compile('killed|ctrl_c_from|keeps_only|without_a_server|without_the_package')   # names of tests left out
 PYTEST = ['-q', '-p', 'no:cacheprovider', '-p', 'no:unraisableexception', '--assert=plain']
 MOST_CASES = 6       # of a parametrised test
-LEFT_OUT = '.git', '.venv', '.interop', '_docs', '_proc', 'runs', 'benchmarks', '__pycache__'
+LEFT_OUT = '.*', '_docs', '_proc', 'runs', 'benchmarks', '__pycache__'   # '.*': environments, caches
 PASSED, FAILED = 0, 1
 LEAST_KILLED = 85   # per cent of the mutants of each module
 
@@ -184,6 +184,7 @@ class Workshop:
         status = FAILED
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)   # ignored in a background job
             output = os.open(self.root/'output', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for descriptor in (1, 2): os.dup2(output, descriptor)
             resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
