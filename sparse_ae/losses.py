@@ -339,15 +339,16 @@ def l1_for_sparseness(
     return l2 * (math.sqrt(n) - (math.sqrt(n) - 1)*sparseness)
 
 def _onto_sphere(s:Tensor, free:Tensor, l1:float, l2:float) -> Tensor:
-    "Move the `free` entries of `s` from the centre of their hyperplane onto the sphere."
+    "Point of the sphere in the direction of the `free` entries of `s` from their centre."
     count = free.sum(-1, keepdim=True).to(s)
     m = torch.where(free, l1 / count, 0.)
-    offset = torch.where(free, s - m, 0.)
+    offset = torch.where(free, s, 0.)
+    rounding = torch.finfo(s.dtype).eps * offset.abs().amax(-1, keepdim=True)
+    for _ in range(2):   # centred twice, as rounding errors would grow
+        offset = torch.where(free, offset - offset.sum(-1, keepdim=True) / count, 0.)
     # at the centre all directions are equally near: take a fixed one
     slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), 0.)
-    offset = torch.where(offset.abs().amax(-1, keepdim=True) < 1e-12*l2, slope, offset)
-    # centred again, as rounding errors would grow
-    offset = torch.where(free, offset - offset.sum(-1, keepdim=True) / count, 0.)
+    offset = torch.where(offset.abs().amax(-1, keepdim=True) <= rounding, slope, offset)
     remaining = (l2**2 - m.square().sum(-1, keepdim=True)).clamp(min=0)
     length = offset.square().sum(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
     return m + offset * (remaining / length).sqrt()
@@ -367,16 +368,13 @@ def hoyer_projection(
     if not l2 <= l1*(1 + 1e-9) or not l1 <= math.sqrt(n)*l2*(1 + 1e-9):
         raise ValueError(f"l1 must be between l2={l2:g} and sqrt(n)*l2={math.sqrt(n)*l2:g}, "
                          f"got {l1:g}")
-    y = x.abs() if signed else x
-    free = torch.ones_like(y, dtype=torch.bool)
-    s = y + (l1 - y.sum(-1, keepdim=True)) / n
+    s = x.abs() if signed else x
+    free = torch.ones_like(s, dtype=torch.bool)
     for _ in range(n):
         s = _onto_sphere(s, free, l1, l2)
         below = free & (s < 0)
         if not below.any(): break
         free = free & ~below
-        s = torch.where(free, s, 0.)
-        s = torch.where(free, s - (s.sum(-1, keepdim=True) - l1) / free.sum(-1, keepdim=True), 0.)
     return torch.where(x < 0, -s, s) if signed else s
 
 # %% ../nbs/01_losses.ipynb #metrics2

@@ -369,6 +369,10 @@ def test_hoyer_projection_at_the_ends():
     equal = hoyer_projection(torch.ones(4), 1.5)     # all directions are equally near
     assert_close(torch.stack([equal.sum(), equal.norm()]), torch.tensor([1.5, 1.]))
     assert (equal.diff() < 0).all()
+    for tied in ([0.1, 0.1, 0.1], [0.7, 0.7, 0.7, -3.], [1e6]*3, [1., 1., 0.]):    # sums are rounded
+        y = hoyer_projection(torch.tensor(tied), 1.2)
+        assert_close(torch.stack([y.sum(), y.norm()]), torch.tensor([1.2, 1.]))
+        assert (y[:3].diff() <= 0).all() and (y >= 0).all()
     rows = torch.stack([torch.ones(4), x, torch.zeros(4)])     # each row by itself
     assert_close(hoyer_projection(rows, 1.5), torch.stack([hoyer_projection(row, 1.5) for row in rows]))
     assert (hoyer_projection(-x, 1.5) >= 0).all() and (hoyer_projection(-x, 1.5, signed=True) <= 0).all()

@@ -9,22 +9,8 @@ _TABLE = [
         ('- self.n += z[..., 0].numel()', '+ self.n += z[..., -1].numel()'),
         ('- self.sums = self.sums + mean_activation(z).double() * z[..., 0].numel()',
          '+ self.sums = self.sums + mean_activation(z).double() * z[..., -1].numel()')]),
-    ('a constant that the centring two lines below takes off again', 'losses', [
-        ('- slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), 0.)',
-         '+ slope = torch.where(free, (count + 2)/2 - free.cumsum(-1), 0.)'),
-        ('- slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), 0.)',
-         '+ slope = torch.where(free, (count + 1)/ 1 - free.cumsum(-1), 0.)')]),
-    ('entries that are not free are masked before they are used', 'losses', [
-        ('- slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), 0.)',
-         '+ slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), -1.0)'),
-        ('- s = torch.where(free, s - (s.sum(-1, keepdim=True) - l1) / free.sum(-1, keepdim=True), 0.)',
-         '+ s = torch.where(free, s - (s.sum(-1, keepdim=True) - l1) / free.sum(-1, keepdim=True), -1.0)')]),
     ('performance only: without entries below 0 another pass changes nothing', 'losses', [
         ('- if not below.any(): break', '+ if not below.any(): continue')]),
-    ('a constant of the free entries, which the next pass takes off by its centring', 'losses', [
-        ('- s = torch.where(free, s, 0.)', '+ s = torch.where(free, s, 1.0)'),
-        ('- s = torch.where(free, s - (s.sum(-1, keepdim=True) - l1) / free.sum(-1, keepdim=True), 0.)',
-         '+ s = torch.where(free, s - (s.sum(-1, keepdim=True) + l1) / free.sum(-1, keepdim=True), 0.)')]),
     ('a largest absolute value is never negative', 'models', [
         ('- W = W / largest.masked_fill(largest == 0, 1)',
          '+ W = W / largest.masked_fill(largest <= 0, 1)')]),
