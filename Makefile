@@ -135,7 +135,7 @@ $(PEERS):
 	$(@D)/bin/python -m pip uninstall -q -y torchvision  # of another torch than the one above
 	touch $@
 
-# SAMPLE=N: mutants a module, chosen by SEED; with 60 about half an hour. Survivors: runs/mutants.txt
+# About twenty minutes. SAMPLE=N: mutants a module, chosen by SEED. Survivors: runs/mutants.txt
 test-mutants: setup $(INTEROP)/mutants/.ready  ## mutation tests of losses, models, training and io
 	PYTHONPATH=$(INTEROP)/mutants OMP_NUM_THREADS=1 $(BIN)/python tests/faults/mutants.py \
 	  $(if $(SAMPLE),--sample $(SAMPLE)) --seed $(or $(SEED),0)

@@ -41,8 +41,8 @@ def ours(preset, **overrides):
     "Function that trains a preset of this library."
     def train(x, new, latents, k, steps, seed):
         model, training = SparseAutoencoder.from_preset(
-            preset, x.shape[1], latents, l0=k, num_epochs=24, steps_per_epoch=round(steps/24),
-            **overrides)
+            preset, x.shape[1], latents, l0=k, num_epochs=24, **overrides)
+        training['steps_per_epoch'] = round(steps*BATCH / (24*training['batch_size']))
         train_sparse_autoencoder_with_early_stopping(model, x, new, **training, seed=seed,
                                                      verbose=0)
         return lambda some: model.encode(some), model.decode, dictionary(model)

@@ -25,9 +25,10 @@ def presets(x, new, latents, k, steps, rounds):
     "Yield name, stability, explained variance and share of dead latents of each preset."
     for name in PRESETS:
         make = lambda: SparseAutoencoder.from_preset(
-            name, x.shape[1], latents, l0=None if name == 'ng' else k, num_epochs=EPOCHS,
-            steps_per_epoch=steps // EPOCHS)
-        runs = sweep(lambda: make().model, x, new, {'seed': range(rounds + 1)}, **make().training,
+            name, x.shape[1], latents, l0=None if name == 'ng' else k, num_epochs=EPOCHS)
+        training = make().training
+        training['steps_per_epoch'] = steps*BATCH // (EPOCHS*training['batch_size'])
+        runs = sweep(lambda: make().model, x, new, {'seed': range(rounds + 1)}, **training,
                      verbose=0)
         results = evaluate_sparse_autoencoder(runs[0].model, new, return_codes=False)
         yield (name, stability(runs, data=new), results['explained_variance'],

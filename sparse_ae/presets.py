@@ -70,7 +70,8 @@ def _gated(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
 
 # %% ../nbs/09_presets.ipynb #presets6
 def _topk(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
-    return PresetArguments(dict(SINGLE_LAYER, activation=TopK(_k(latent_dim, l0))), {})
+    return PresetArguments(dict(SINGLE_LAYER, activation=TopK(_k(latent_dim, l0))),
+                           dict(learning_rate=5e-3, batch_size=256, steps_per_epoch=500))
 
 def _batch_topk(input_dim:int, latent_dim:int, l0:'float|None') -> PresetArguments:
     return PresetArguments(dict(SINGLE_LAYER, activation=BatchTopK(_k(latent_dim, l0))), {})
@@ -153,6 +154,6 @@ def table_arguments(
     latent_dim:int,    # Latents of a code
 ) -> dict:             # Keyword arguments
     "Return arguments of `from_preset` for a table."
-    arguments = dict(num_epochs=40, steps_per_epoch=max(25, n_rows // 512))
+    arguments = dict(num_epochs=40, batch_size=512, steps_per_epoch=max(25, n_rows // 512))
     if name != 'ng': arguments['l0'] = min(latent_dim, max(1, round(input_dim / 4)))
     return arguments if name == 'classic' else dict(arguments, initialize='principal')

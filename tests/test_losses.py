@@ -373,9 +373,13 @@ def test_hoyer_projection_at_the_ends():
         y = hoyer_projection(torch.tensor(tied), 1.2)
         assert_close(torch.stack([y.sum(), y.norm()]), torch.tensor([1.2, 1.]))
         assert (y[:3].diff() <= 0).all() and (y >= 0).all()
+    small = torch.tensor([1., 0.5, 0.3, -3.])      # the last entry becomes 0
+    assert_close(hoyer_projection(1e-9*small, 1.6e-9, 1e-9), 1e-9*hoyer_projection(small, 1.6),
+                 atol=0, rtol=1e-5)
     rows = torch.stack([torch.ones(4), x, torch.zeros(4)])     # each row by itself
     assert_close(hoyer_projection(rows, 1.5), torch.stack([hoyer_projection(row, 1.5) for row in rows]))
     assert (hoyer_projection(-x, 1.5) >= 0).all() and (hoyer_projection(-x, 1.5, signed=True) <= 0).all()
+    with pytest.raises(ValueError, match=r'between l2=2 and sqrt\(n\)\*l2=4, got 5'): hoyer_projection(x, 5, 2)
     for l1, l2 in ((0.99, 1.), (2.01, 1.), (1., 2.)):
         with pytest.raises(ValueError, match='l1 must be between l2='): hoyer_projection(x, l1, l2)
     for l1, l2 in ((0, 1.), (1., -1.)):

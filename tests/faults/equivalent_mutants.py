@@ -11,6 +11,12 @@ _TABLE = [
          '+ self.sums = self.sums + mean_activation(z).double() * z[..., -1].numel()')]),
     ('performance only: without entries below 0 another pass changes nothing', 'losses', [
         ('- if not below.any(): break', '+ if not below.any(): continue')]),
+    ('another pass changes rounding errors only', 'losses', [
+        ('- for _ in range(2):   # centred twice, as rounding errors would grow',
+         '+ for _ in range( 3):   # centred twice, as rounding errors would grow')]),
+    ('a limit with a tolerance, which is not met exactly', 'losses', [
+        ('- if not l2 <= l1*(1 + 1e-9) or not l1 <= math.sqrt(n)*l2*(1 + 1e-9):',
+         '+ if not l2 <= l1*(1 + 1e-9) or not l1 < math.sqrt(n)*l2*(1 + 1e-9):')]),
     ('a largest absolute value is never negative', 'models', [
         ('- W = W / largest.masked_fill(largest == 0, 1)',
          '+ W = W / largest.masked_fill(largest <= 0, 1)')]),
