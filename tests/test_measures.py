@@ -331,7 +331,9 @@ def test_a_trained_dictionary_shows_the_circle(seed):
         point = 1.5*torch.stack([angle.cos(), angle.sin()], 1) * (torch.rand(n, 1) < 0.2)
         return x + point @ plane
     plane = torch.from_numpy(rotation(seed, 32)[:2]).float()
-    _, training = SparseAutoencoder.from_preset('topk', 32, 128, l0=6, num_epochs=6, betas=None)
+    _, training = SparseAutoencoder.from_preset('topk', 32, 128, l0=6, num_epochs=6, betas=None,
+                                                learning_rate=6e-3, batch_size=512,
+                                                steps_per_epoch=250)
     run, = sweep(lambda: SparseAutoencoder(32, 128, hidden_dims=(), decoder_norm='atom',
                                            activation=TopK(6)),
                  sample(20_000, 0), val := sample(4_000, 1), {'seed': [seed]}, verbose=0, **training)
