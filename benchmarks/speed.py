@@ -381,15 +381,16 @@ def growth(rounds):
 
 def unrolled(rounds):
     "Steps with unrolled encoders relative to a top-k step."
-    encoders = {'one unrolled step, top-k': (TopK, Unrolled(1, step_size=0.5)),
-                'lista: three steps, batch-top-k': (BatchTopK, Unrolled(3, step_size=0.5))}
+    methods = {'one unrolled step, top-k': (TopK, Unrolled(1, step_size=0.5), {}),
+               'lista: three steps, batch-top-k, clipped gradients': (
+                   BatchTopK, Unrolled(3, step_size=0.5), dict(clip_grad_norm=0.05))}
     found = []
     for batch in (512, BATCH):
-        here = {name: step(activation(K), batch=batch, encoder=encoder)
-                for name, (activation, encoder) in encoders.items()}
+        here = {name: step(activation(K), batch=batch, encoder=encoder, **options)
+                for name, (activation, encoder, options) in methods.items()}
         plain = {f'plain engine, {name}': step(activation(K), batch=batch, encoder=encoder,
-                                               engine='plain')
-                 for name, (activation, encoder) in encoders.items()}
+                                               engine='plain', **options)
+                 for name, (activation, encoder, options) in methods.items()}
         times = interleaved({'top-k': step(TopK(K), batch=batch), **here, **plain}, rounds)
         reach = dict(zip(here, ('at most 1.6', 'at most 3')))
         found += [(f'{name} / linear encoder, batch {batch:,}', ratio(times, name, 'top-k'),

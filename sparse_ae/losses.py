@@ -349,8 +349,11 @@ def _onto_sphere(s:Tensor, free:Tensor, l1:float, l2:float) -> Tensor:
     # at the centre all directions are equally near: take a fixed one
     slope = torch.where(free, (count + 1)/2 - free.cumsum(-1), 0.)
     offset = torch.where(offset.abs().amax(-1, keepdim=True) <= rounding, slope, offset)
+    # divided by its largest entry, so that squares neither underflow nor overflow
+    largest = offset.abs().amax(-1, keepdim=True)
+    offset = offset / largest.masked_fill(largest == 0, 1)
     remaining = (l2**2 - m.square().sum(-1, keepdim=True)).clamp(min=0)
-    length = offset.square().sum(-1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
+    length = offset.square().sum(-1, keepdim=True).clamp(min=1)   # 0 for a single entry
     return m + offset * (remaining / length).sqrt()
 
 # %% ../nbs/01_losses.ipynb #projec01

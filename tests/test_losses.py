@@ -379,6 +379,8 @@ def test_hoyer_projection_at_the_ends():
     rows = torch.stack([torch.ones(4), x, torch.zeros(4)])     # each row by itself
     assert_close(hoyer_projection(rows, 1.5), torch.stack([hoyer_projection(row, 1.5) for row in rows]))
     assert (hoyer_projection(-x, 1.5) >= 0).all() and (hoyer_projection(-x, 1.5, signed=True) <= 0).all()
+    for scale in (1e-25, 1e-20, 1e20):       # only directions count
+        assert_close(hoyer_projection(scale*small, 1.6), hoyer_projection(small, 1.6))
     with pytest.raises(ValueError, match=r'between l2=2 and sqrt\(n\)\*l2=4, got 5'): hoyer_projection(x, 5, 2)
     for l1, l2 in ((0.99, 1.), (2.01, 1.), (1., 2.)):
         with pytest.raises(ValueError, match='l1 must be between l2='): hoyer_projection(x, l1, l2)

@@ -288,6 +288,11 @@ def test_computed_weights_are_normalised_as_they_are_used():
         with pytest.raises(ValueError, match=f'model must have plain parameters .* {name}'):
             model.check_parameters()
         assert why_not_native(model) == f'{name} is computed'
+    model = small('block', blocks=(1, 1))
+    nn.utils.parametrize.register_parametrization(model, 'decoder_mat_1', nn.Identity())
+    before = model.parametrizations.decoder_mat_1.original.clone()
+    model.normalize_decoder_weights()      # what the weights are computed from stays
+    assert torch.equal(model.parametrizations.decoder_mat_1.original, before)
     skip = SparseAutoencoder(2, 3, output_dim=2, skip=True)
     nn.utils.parametrize.register_parametrization(skip, 'skip_mat', Double())
     assert skip.computed_parameters() == ['skip_mat']

@@ -61,9 +61,6 @@ _TABLE = [
         ('- weights = lambda: (self.encoder_weights()[0], self.decoder_weights()[0])',
          '+ weights = lambda: (self.encoder_weights()[0], self.decoder_weights()[ -1])'),
         ("- bias = self.stored('decoder_bias')[-1]", "+ bias = self.stored('decoder_bias')[- 0]")]),
-    ('weights that have no norm, or are computed, are copied onto themselves', 'models', [
-        ("- elif self.decoder_norm == 'block' and name in self._parameters:",
-         "+ elif self.decoder_norm == 'block' or name in self._parameters:")]),
     ('any number below the places of classes', 'models', [
         ('- if name in vars(module): return -1', '+ if name in vars(module): return - 2')]),
     ('performance only: without the cache the same names are found again', 'models', [
