@@ -5,6 +5,11 @@ _TABLE = [
     ('zeros stay zeros, whatever they are divided by', 'losses', [
         ('- u = z / largest.masked_fill(largest == 0, 1)',
          '+ u = z / largest.masked_fill(largest == 0, 2)')]),
+    ('zeros stay zeros, whatever they are divided by', 'losses', [
+        ('- offset = offset / largest.masked_fill(largest == 0, 1)',
+         '+ offset = offset / largest.masked_fill(largest == 0, 2)')]),
+    ('the product of two booleans', 'losses', [
+        ('- below = free & (s < 0)', '+ below = free * (s < 0)')]),
     ('every latent has the same number of entries', 'losses', [
         ('- self.n += z[..., 0].numel()', '+ self.n += z[..., -1].numel()'),
         ('- self.sums = self.sums + mean_activation(z).double() * z[..., 0].numel()',
