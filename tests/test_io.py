@@ -57,5 +57,6 @@ def test_cards_that_an_upload_gets(tmp_path, monkeypatch, subfolder, card, names
     SparseAutoencoder(6, 4).save_pretrained(tmp_path, push_to_hub=True, repo_id='owner/name',
                                             subfolder=subfolder, card=card)
     assert list(given) == names
-    if card is None: assert given.popitem()[1] != given.get('a/README.md')
-    if 'a/README.md' in given: assert given['a/README.md'] == (tmp_path/README).read_text()
+    own = (tmp_path/README).read_text() if names else None
+    if names: assert given[names[0]] == own
+    if len(names) == 2: assert given[README] != own and "subfolder='a'" in given[README]
