@@ -356,8 +356,9 @@ def frozen_running_stats(
                 if hasattr(m, 'momentum') and hasattr(m, 'num_batches_tracked')]
     momenta, counts = [m.momentum for m in tracking], [m.num_batches_tracked for m in tracking]
     counts = [count if count is None else count.clone() for count in counts]
-    for m in tracking: m.momentum = 0.
-    try: yield
+    try:
+        for m in tracking: m.momentum = 0.
+        yield
     finally:
         for m, momentum, count in zip(tracking, momenta, counts):
             m.momentum = momentum
@@ -427,8 +428,8 @@ def eval_mode(
 ) -> Iterator[None]:
     "Set eval mode within the block, and restore the previous mode of each part of the module."
     modes = [(part, part.training) for part in module.modules()]
-    if any(training for _, training in modes): module.eval()
     try:
+        if any(training for _, training in modes): module.eval()
         if not no_grad: yield
         else:
             with torch.no_grad(), autocast_disabled(): yield

@@ -421,7 +421,6 @@ class LogFile(Callback):
         keep = lambda path, flags: os.open(path, flags & ~os.O_TRUNC, 0o666)   # until it is owned
         file = open(self.path, 'w', encoding='utf-8', newline='', opener=keep)
         self.file = own_file('path', file)
-        self.csv = csv.writer(self.file, lineterminator='\n')
         self._write_all(trainer)
 
     def after_epoch(self, trainer): self._write(trainer)
@@ -429,7 +428,7 @@ class LogFile(Callback):
     def after_fit(self, trainer):
         if self.file is None: return   # another run writes it
         # later callbacks may have completed the history of an epoch after its line was written
-        try: self._write_all(trainer) if self.has_gaps else self._write(trainer)
+        try: self._write_all(trainer)
         finally: self.file.close()
 
 # %% ../nbs/06_callbacks.ipynb #cblog001
@@ -437,7 +436,7 @@ class LogFile(Callback):
 def _write_all(self:LogFile, trainer) -> None:
     "Write all epochs over the earlier contents."
     self.file.seek(0)
-    self.written, self.has_gaps = 0, False
+    self.csv, self.written = csv.writer(self.file, lineterminator='\n'), 0
     if self.path.suffix == '.csv': self.csv.writerow(['epoch', *self.columns])
     self._write(trainer)
     self.file.truncate()
@@ -446,7 +445,6 @@ def _write_all(self:LogFile, trainer) -> None:
 def _write(self:LogFile, trainer) -> None:
     "Write the epochs that the file does not contain yet."
     lists = [trainer.history[name] for name in self.columns]
-    self.has_gaps |= any(len(v) != trainer.epoch for v in lists)
     for epoch in range(self.written, trainer.epoch):
         values = [v[epoch] if len(v) == trainer.epoch else None for v in lists]
         if self.path.suffix == '.csv': self.csv.writerow([epoch + 1, *values])

@@ -383,8 +383,10 @@ def from_scaled(
 @contextmanager
 def assume_scaled(self:BaseSparseAutoencoder) -> Iterator[None]:
     "Take and give scaled inputs within the block."
-    before, self.assumes_scaled = self.assumes_scaled, True
-    try: yield
+    before = self.assumes_scaled
+    try:
+        self.assumes_scaled = True
+        yield
     finally: self.assumes_scaled = before
 
 # %% ../nbs/00_models.ipynb #d4418c18
@@ -874,15 +876,16 @@ def in_training(
 ) -> Iterator[TrainingLock]:     # Lock, held within the block
     "Register a run. Raises `ValueError` if another run trains parameters of the model."
     parameters, lock = list(model.parameters()), TrainingLock()
-    with _REGISTRY:
-        if any(p in _IN_TRAINING for p in parameters):
-            raise ValueError(f"model must not be in training, got a {type(model).__name__} that "
-                             "another run trains: end that run, or train a copy")
-        for p in parameters: _IN_TRAINING[p] = lock
     try:
+        with _REGISTRY:
+            if any(p in _IN_TRAINING for p in parameters):
+                raise ValueError(f"model must not be in training, got a {type(model).__name__} "
+                                 "that another run trains: end that run, or train a copy")
+            for p in parameters: _IN_TRAINING[p] = lock
         with lock.held(): yield lock
     finally:
-        for p in parameters: _IN_TRAINING.pop(p, None)
+        for p in parameters:
+            if _IN_TRAINING.get(p) is lock: del _IN_TRAINING[p]
 
 def step_lock(
     model:nn.Module,    # Any module
@@ -913,8 +916,9 @@ def master_precision(
     "Hold the half-precision parameters and buffers of a module in single precision in the block."
     tensors = (*model.parameters(), *model.buffers())
     half = [(t, t.dtype) for t in tensors if t.dtype in (torch.float16, torch.bfloat16)]
-    for t, _ in half: t.data = t.data.float()
-    try: yield
+    try:
+        for t, _ in half: t.data = t.data.float()
+        yield
     finally:
         for t, dtype in half: t.grad, t.data = None, t.data.to(dtype)
 

@@ -78,6 +78,8 @@ def test_exceptions_and_signals_at_random_lines(name):
 @pytest.mark.parametrize('name,action,first,last,reached', [
     ('early stopping', 'interrupt', 150, 200, 'callbacks._begin'),
     ('engines', 'interrupt', 660, 760, 'dense.hold_unit_norm'),
+    ('resampling', 'error', 3370, 3450, 'models.assume_scaled'),
+    ('checkpoints', 'error', 190, 240, 'callbacks.before_fit'),           # the log is prepared
     ('early stopping', 'press twice', -230, 0, 'callbacks.after_fit'),    # best weights are loaded
     ('checkpoints', 'press twice', -160, -20, 'files.release')])          # the folder is unlocked
 def test_exceptions_and_signals_at_each_line(name, action, first, last, reached):
