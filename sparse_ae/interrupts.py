@@ -18,7 +18,9 @@ class _HeldSignals:
     "Signals that wait for a boundary; one object, because handlers belong to the process."
     defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
-    def __init__(self): self.depth, self.breakable, self.handlers = 0, False, {}
+    def __init__(self):
+        self.depth, self.breakable, self.handlers = 0, False, {}
+        self.waiting = self.taken = self.terminated = False
 
     def install(self) -> None:
         "Set the handlers, where the default ones are in effect."
@@ -57,8 +59,10 @@ def breakable(
 ) -> Iterator[None]:
     "Raise `KeyboardInterrupt` for a second signal within the block, or hold it."
     if not _in_main_thread(): return (yield)
-    before, _HELD.breakable = _HELD.breakable, allowed
-    try: yield
+    before = _HELD.breakable
+    try:
+        _HELD.breakable = allowed
+        yield
     finally: _HELD.breakable = before
 
 @contextmanager
@@ -67,18 +71,19 @@ def hold_signals() -> Iterator[None]:
 
     Raises `SystemExit` at the end if SIGTERM came, `KeyboardInterrupt` if a signal still waits."""
     if not _in_main_thread(): return (yield)
-    _HELD.depth += 1
+    depth = _HELD.depth
     try:
-        if _HELD.depth == 1: _HELD.install()
+        _HELD.depth = depth + 1
+        if depth == 0: _HELD.install()
         with breakable(False): yield
     except KeyboardInterrupt:
-        if _HELD.depth == 1 and _HELD.terminated: raise SystemExit(128 + signal.SIGTERM) from None
+        if depth == 0 and _HELD.terminated: raise SystemExit(128 + signal.SIGTERM) from None
         raise
     finally:
-        _HELD.depth -= 1
-        if _HELD.depth == 0: _HELD.restore()
-    if _HELD.depth == 0 and _HELD.terminated: raise SystemExit(128 + signal.SIGTERM)
-    if _HELD.depth == 0 and _HELD.waiting: raise KeyboardInterrupt
+        _HELD.depth = depth
+        if depth == 0: _HELD.restore()
+    if depth == 0 and _HELD.terminated: raise SystemExit(128 + signal.SIGTERM)
+    if depth == 0 and _HELD.waiting: raise KeyboardInterrupt
 
 # %% ../nbs/19_interrupts.ipynb #intr0007
 def signal_waiting() -> bool:
