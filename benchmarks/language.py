@@ -27,7 +27,7 @@ from tables import run
 
 from sparse_ae import (ActivationStore, AuxiliaryLoss, SparseAutoencoder, capture, dictionary,
                        evaluate_sparse_autoencoder, train_sparse_autoencoder_with_early_stopping)
-from sparse_ae.activations import Unrolled
+from sparse_ae.activations import BackwardElimination, Unrolled
 from sparse_ae.callbacks import AveragedWeights, Callback
 from sparse_ae.measures import best_matches
 from sparse_ae.presets import PRESETS
@@ -155,6 +155,8 @@ CHANGES = {
 VARIANTS = {
     **{name: BASE | changes for name, changes in CHANGES.items()},
     **{f'preset {name}': dict(preset=name) for name in PRESETS if name not in NO_ROW},
+    'preset topk, BackwardElimination': dict(
+        preset='topk', model=dict(encoder=BackwardElimination(L0))),
     'preset batch_topk, beta2 0.999': dict(preset='batch_topk', betas=None),
     'preset lista, batch 256': dict(preset='lista', batch_size=256),
     'preset lista, rate 6e-3, not clipped': dict(preset='lista', learning_rate=6e-3,

@@ -20,8 +20,8 @@ from tables import run
 from torch import nn
 from training import classical, data, interleaved, ratio, trainer
 
-from sparse_ae import (BatchTopK, SparseAutoencoder, TopK, Unrolled, evaluate_sparse_autoencoder,
-                       image_patches)
+from sparse_ae import (BackwardElimination, BatchTopK, SparseAutoencoder, TopK, Unrolled,
+                       evaluate_sparse_autoencoder, image_patches)
 from sparse_ae.training import Trainer, fit_step
 from sparse_ae.engines.sparse_codes import (SparseCode, SparseEncode, SparsePattern, sparse_decode,
                                             sparse_encode)
@@ -398,8 +398,31 @@ def unrolled(rounds):
     return found
 
 
+def elimination(rounds):
+    "Backward elimination relative to the linear encoder, in inference and in training."
+    def encode(encoder, sparse=True):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(INPUT, LATENT, hidden_dims=(), activation=TopK(K),
+                                  decoder_norm='atom', encoder=encoder).eval()
+        x = rows(BATCH, INPUT)
+        function = model if sparse else lambda x: model.decode(model.encode(x))
+        def one():
+            with torch.no_grad(): function(x)
+        return one
+    found, encoder = [], BackwardElimination(K)
+    times = interleaved({'linear': encode('linear'), 'elimination': encode(encoder),
+                         'plain': encode(encoder, False)}, max(2, rounds // 3))
+    for name, label in (('elimination', 'sparse codes'), ('plain', 'plain encoder')):
+        found.append((f'reconstruction, backward elimination, {label} / linear encoder',
+                      ratio(times, name, 'linear'), ''))
+    times = interleaved({'linear': step(TopK(K)), 'here': step(TopK(K), encoder=encoder)}, rounds)
+    return [*found, ('step of training with backward elimination / linear encoder',
+                     ratio(times, 'here', 'linear'), '')]
+
+
 PARTS = dict(steps=steps, bfloat16=bfloat16, memory=memory, inference=inference,
-             classical=classical_epoch, growth=growth, unrolled=unrolled)
+             classical=classical_epoch, growth=growth, unrolled=unrolled,
+             elimination=elimination)
 
 if __name__ == '__main__':
     run(__doc__, PARTS, 'Speed', 'Medians of ratios within a round',

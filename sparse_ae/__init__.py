@@ -1,8 +1,8 @@
 """Sparse autoencoders in PyTorch: codes, penalties, training, measuring, showing."""
 __version__ = "0.1.0"
 
-from .activations import (BatchTopK, CodeActivation, Gated, HardThreshold, JumpReLU,
-                          MatchingPursuit, SoftThreshold, TopK, Unrolled)
+from .activations import (BackwardElimination, BatchTopK, CodeActivation, Gated, HardThreshold,
+                          JumpReLU, MatchingPursuit, SoftThreshold, TopK, Unrolled)
 from .callbacks import (AveragedWeights, Callback, EarlyStopping, LogFile, StopTraining,
                         TensorBoardLog, TrainingDiverged, WandbLog)
 from .data import Rows, digits, image_patches, sparse_dictionary, train_val_split
@@ -21,7 +21,8 @@ from .sparsity_control import AnnealedPNorm, AuxiliaryLoss, Resample
 from .training import StepEngine, Trainer, train_sparse_autoencoder_with_early_stopping
 from .sweeps import plot_sweep, sweep
 from . import io, presets   # add save_pretrained, from_pretrained and from_preset to the models
-from .engines import dense, sparse_codes, unrolled, cuda_graphs, stacked   # add themselves to ENGINES
+from .engines import (cuda_graphs, dense, elimination, sparse_codes,   # add themselves to ENGINES
+                      stacked, unrolled)
 from .networks.capture import capture
 from .networks.splice import evaluate_in_network, splice
 from .networks.store import ActivationStore   # adds itself to the folders that commands open
@@ -35,19 +36,19 @@ def __getattr__(name):
     return getattr(widgets, name)
 
 __all__ = [
-    'ActivationStore', 'AnnealedPNorm', 'AuxiliaryLoss', 'AveragedWeights', 'BatchTopK',
-    'Callback', 'CodeActivation', 'Contractive', 'EarlyStopping', 'FeatureExplorer',
-    'GateReconstruction', 'Gated', 'HardThreshold', 'HoyerTarget', 'Isometry', 'JumpReLU',
-    'LayerSparsity', 'LogFile', 'LossPlayground', 'MatchingPursuit', 'Metric',
-    'NestedReconstruction', 'Penalty', 'Regularizer', 'Resample', 'Rows', 'SoftThreshold',
-    'SparseAutoencoder', 'StepEngine', 'StopTraining', 'TensorBoardLog',
-    'TiedWeightSparseAutoencoder', 'TopK', 'Trainer', 'TrainingDashboard', 'TrainingDiverged',
-    'TrainingOptions', 'Unrolled', 'WandbLog', 'capture', 'compare_runs', 'dictionary', 'digits',
-    'evaluate_in_network', 'evaluate_sparse_autoencoder', 'feature_contributions', 'get_penalty',
-    'hoyer_projection', 'hoyer_sparseness', 'hoyer_sparsity_loss', 'image_patches',
-    'kl_divergence_sparsity_loss', 'l0_sparsity_loss', 'l1_sparsity_loss', 'lifetime_sparseness',
-    'local_dictionary', 'log_sparsity_loss', 'match_dictionaries', 'mean_activation',
-    'p_norm_sparsity_loss', 'plot_dictionary', 'plot_reconstructions',
-    'plot_sparse_autoencoder_analysis', 'plot_sparse_training_history', 'plot_sweep',
-    'population_sparseness', 'sparse_dictionary', 'splice', 'sweep',
+    'ActivationStore', 'AnnealedPNorm', 'AuxiliaryLoss', 'AveragedWeights',
+    'BackwardElimination', 'BatchTopK', 'Callback', 'CodeActivation', 'Contractive',
+    'EarlyStopping', 'FeatureExplorer', 'GateReconstruction', 'Gated', 'HardThreshold',
+    'HoyerTarget', 'Isometry', 'JumpReLU', 'LayerSparsity', 'LogFile', 'LossPlayground',
+    'MatchingPursuit', 'Metric', 'NestedReconstruction', 'Penalty', 'Regularizer', 'Resample',
+    'Rows', 'SoftThreshold', 'SparseAutoencoder', 'StepEngine', 'StopTraining',
+    'TensorBoardLog', 'TiedWeightSparseAutoencoder', 'TopK', 'Trainer', 'TrainingDashboard',
+    'TrainingDiverged', 'TrainingOptions', 'Unrolled', 'WandbLog', 'capture', 'compare_runs',
+    'dictionary', 'digits', 'evaluate_in_network', 'evaluate_sparse_autoencoder',
+    'feature_contributions', 'get_penalty', 'hoyer_projection', 'hoyer_sparseness',
+    'hoyer_sparsity_loss', 'image_patches', 'kl_divergence_sparsity_loss', 'l0_sparsity_loss',
+    'l1_sparsity_loss', 'lifetime_sparseness', 'local_dictionary', 'log_sparsity_loss',
+    'match_dictionaries', 'mean_activation', 'p_norm_sparsity_loss', 'plot_dictionary',
+    'plot_reconstructions', 'plot_sparse_autoencoder_analysis', 'plot_sparse_training_history',
+    'plot_sweep', 'population_sparseness', 'sparse_dictionary', 'splice', 'sweep',
     'train_sparse_autoencoder_with_early_stopping', 'train_val_split']

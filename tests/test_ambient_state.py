@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparse_ae
-from sparse_ae import (ActivationStore, AnnealedPNorm, AuxiliaryLoss, AveragedWeights, BatchTopK,
+from sparse_ae import (ActivationStore, AnnealedPNorm, AuxiliaryLoss, AveragedWeights,
+                       BackwardElimination, BatchTopK,
                        Contractive, EarlyStopping, FeatureExplorer, Gated, GateReconstruction,
                        HardThreshold, HoyerTarget, Isometry, JumpReLU, LayerSparsity, LogFile,
                        MatchingPursuit, NestedReconstruction, Penalty, Resample, Rows,
@@ -389,6 +390,7 @@ FOLLOWS = {
     'capture': captured, 'splice': spliced,
     'evaluate_in_network': lambda: evaluate_in_network(network(), '0', model(), X.split(20),
                                                        verbose=0),
+    'BackwardElimination': lambda: passes(model(encoder=BackwardElimination(3), **SINGLE).eval()),
     'BatchTopK': lambda: passes(model(activation=BatchTopK(3))),
     'Gated': lambda: passes(model(activation=Gated())),
     'HardThreshold': lambda: passes(model(activation=HardThreshold(learned=True))),

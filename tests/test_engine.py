@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, BatchTopK, Callback, Contractive,
+from sparse_ae import (AnnealedPNorm, AuxiliaryLoss, BackwardElimination, BatchTopK, Callback, Contractive,
                        EarlyStopping, Isometry, LayerSparsity, LogFile, MatchingPursuit, Resample,
                        SparseAutoencoder, TensorBoardLog, TiedWeightSparseAutoencoder, TopK,
                        Trainer, TrainingDiverged, WandbLog, evaluate_sparse_autoencoder, sweep,
@@ -551,7 +551,8 @@ def test_counts_are_exact_beyond_what_single_precision_holds():
     (dict(batch_norm=True, gradient_checkpointing=True, hidden_dims=(40, 30, 20)), {}),
     (dict(batch_norm=True), dict(autocast='bfloat16')), (dict(hidden_dims=()), dict(patience=1)),
     (dict(hidden_dims=(), encoder=MatchingPursuit(6, 1.5, True), decoder_norm='atom'),
-     dict(normalize=True))])
+     dict(normalize=True)),
+    (dict(hidden_dims=(), encoder=BackwardElimination(3), decoder_norm='atom'), {})])
 def test_stacked_runs_are_those_alone(split, model_args, options):
     half = 'autocast' in options
     dtype, tolerance = (torch.float32, 1e-2) if half else (torch.float64, 1e-8)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import sparse_ae
-from sparse_ae import (BatchTopK, Gated, HardThreshold, JumpReLU, MatchingPursuit, SoftThreshold,
+from sparse_ae import (BackwardElimination, BatchTopK, Gated, HardThreshold, JumpReLU, MatchingPursuit, SoftThreshold,
                        SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, Unrolled,
                        train_sparse_autoencoder_with_early_stopping as fit)
 from sparse_ae import measures
@@ -46,6 +46,7 @@ MODELS |= dict(
     skip=(untied, dict(output_dim=5, skip=True, scaling='columns')),
     pursuit=(untied, dict(single, decoder_norm='atom', encoder=MatchingPursuit(3))),
     tied_pursuit=(tied, dict(single, decoder_norm='atom', encoder=MatchingPursuit(3))),
+    elimination=(untied, dict(single, activation=TopK(3), encoder=BackwardElimination(3))),
     unrolled=(untied, dict(single, activation=SoftThreshold(0.1), encoder=Unrolled(3, 0.2))),
     unrolled_topk=(untied, dict(single, activation=TopK(3), encoder=Unrolled(2, 0.2))),
     tied_unrolled=(tied, dict(single, activation=JumpReLU(0.1), encoder=Unrolled(3, 0.2))),

@@ -20,7 +20,7 @@ CLASSES = [SparseAutoencoder, TiedWeightSparseAutoencoder]
 ACTIVATIONS = [{'name': name, 'k': 3} if name in ('topk', 'abs_topk', 'group_max', 'batch_topk')
                else name for name in CODE_ACTIVATIONS]
 ACTIVATIONS += [SoftThreshold(learned=True), HardThreshold(learned=True)]
-ENCODER_CONFIGS = [{'name': name, 'k': 2} if 'pursuit' in name else name for name in ENCODERS]
+ENCODER_CONFIGS = [{'name': name, 'k': 2} if name.startswith(('matching', 'backward')) else name for name in ENCODERS]
 ENCODER_CONFIGS.append({'name': 'matching_pursuit', 'k': 3, 'residual_threshold': 0.5,
                         'stop_on_duplicate_support': True})
 

@@ -107,7 +107,7 @@ LAYERS = ('validation interrupts', 'files', 'scaling', 'losses activations data 
           'callbacks regularizers',
           'io sparsity_control', 'options', 'training', 'eval_viz', 'presets sweeps export', 'sklearn',
           'measures', 'engines.triton_kernels', 'engines.dense', 'engines.sparse_codes',
-          'engines.unrolled engines.cuda_graphs', 'engines.stacked',
+          'engines.unrolled engines.elimination engines.cuda_graphs', 'engines.stacked',
           'lab.display lab.text lab.map', 'lab.dashboard lab.latents', 'lab.explorer', 'lab.figures',
           'lab.panel', 'lab.page', 'lab.widgets cli frames',
           'networks.hooks', 'networks.store', 'networks.capture networks.splice', 'networks.cli',

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from sparse_ae import (SparseAutoencoder, TiedWeightSparseAutoencoder, evaluate_sparse_autoencoder,
                        splice, train_sparse_autoencoder_with_early_stopping)
-from sparse_ae.activations import MatchingPursuit, TopK, Unrolled
+from sparse_ae.activations import BackwardElimination, MatchingPursuit, TopK, Unrolled
 from sparse_ae.networks.splice import set_latents
 from sparse_ae.scaling import SCALINGS
 from sparse_ae.sparsity_control import AuxiliaryLoss, Resample, resample
@@ -22,6 +22,8 @@ KINDS = {
     'gated': dict(activation='gated', hidden_dims=()),
     'unrolled': dict(activation=TopK(3), hidden_dims=(), decoder_norm='atom', encoder=Unrolled(2)),
     'pursuit': dict(hidden_dims=(), decoder_norm='atom', encoder=MatchingPursuit(3)),
+    'elimination': dict(activation=TopK(3), hidden_dims=(), decoder_norm='atom',
+                        encoder=BackwardElimination(3)),
     'deep': dict(hidden_dims=(9, 7)),
     'batch_norm': dict(hidden_dims=(9,), batch_norm=True)}
 

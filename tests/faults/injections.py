@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 import sparse_ae
 from sparse_ae import (AveragedWeights, Callback, LogFile, Resample, SparseAutoencoder,
                        StopTraining, TopK, Trainer)
+from sparse_ae import models
 from sparse_ae.data import digits
 from sparse_ae.interrupts import _HELD
 from sparse_ae.models import step_lock
@@ -161,6 +163,7 @@ def problems(trainer, calls, before, weights):
     check(signal.getsignal(signal.SIGINT) is signal.default_int_handler, 'handler of SIGINT')
     check(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, 'handler of SIGTERM')
     check((_HELD.depth, _HELD.breakable) == (0, False), 'held signals')
+    check(not models._REGISTRY.locked(), 'registry of runs')
     check(calls.counts['after'] == calls.counts['before'], f'calls {dict(calls.counts)}')
     name, dim = model.normalized_parameter()
     if dim is not None and began:
@@ -185,7 +188,7 @@ def inject(name, n, action, weights, folder):
     wrong = problems(trainer, calls, dtype, weights)
     signal.signal(signal.SIGINT, signal.default_int_handler)   # for the next injection
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _HELD.depth, _HELD.breakable = 0, False
+    _HELD.depth, _HELD.breakable, models._REGISTRY = 0, False, threading.Lock()
     return trainer, lines, error, wrong
 
 

@@ -30,7 +30,8 @@ CHOICES = dict(
     sparsity_type=[*PENALTIES, HoyerTarget(0.5), AnnealedPNorm()],
     decoder_norm=[*DECODER_NORMS],
     cls=[SparseAutoencoder, TiedWeightSparseAutoencoder],
-    encoder=[dict(name=name, **(dict(k=2) if 'pursuit' in name else {})) for name in ENCODERS],
+    encoder=[dict(name=name, **(dict(k=2) if name.startswith(('matching', 'backward')) else {}))
+             for name in ENCODERS],
     scaling=[None, 'global', 'columns', 'layer_norm', 'constant_norm'])
 COMBINATIONS = list(itertools.product(*CHOICES.values()))
 
