@@ -155,8 +155,7 @@ CHANGES = {
 VARIANTS = {
     **{name: BASE | changes for name, changes in CHANGES.items()},
     **{f'preset {name}': dict(preset=name) for name in PRESETS if name not in NO_ROW},
-    'preset topk, BackwardElimination': dict(
-        preset='topk', model=dict(encoder=BackwardElimination(L0))),
+    'preset topk, BackwardElimination': dict(preset='topk'),
     'preset batch_topk, beta2 0.999': dict(preset='batch_topk', betas=None),
     'preset lista, batch 256': dict(preset='lista', batch_size=256),
     'preset lista, rate 6e-3, not clipped': dict(preset='lista', learning_rate=6e-3,
@@ -173,6 +172,9 @@ def measure(name, rounds):
     if name == 'k from 128 to 32': changes['callbacks'] = [AnnealedK()]
     data, unit = whitened() if name == 'whitened' else (rows(), None)
     sae, results, seconds = train(data=data, **changes)
+    if name.endswith('BackwardElimination'):
+        results = evaluate_sparse_autoencoder(sae.set_encoder(BackwardElimination(L0)), rows()[1],
+                                              return_codes=False)
     explained, new = results['explained_variance'], rows()[1]
     if unit is not None:
         with torch.no_grad(): error = ((sae(data[1]) - data[1]) @ unit).square().sum()

@@ -399,7 +399,7 @@ def unrolled(rounds):
 
 
 def elimination(rounds):
-    "Backward elimination relative to the linear encoder, in inference and in training."
+    "Reconstruction by backward elimination relative to the linear encoder."
     def encode(encoder, sparse=True):
         torch.manual_seed(0)
         model = SparseAutoencoder(INPUT, LATENT, hidden_dims=(), activation=TopK(K),
@@ -415,9 +415,7 @@ def elimination(rounds):
     for name, label in (('elimination', 'sparse codes'), ('plain', 'plain encoder')):
         found.append((f'reconstruction, backward elimination, {label} / linear encoder',
                       ratio(times, name, 'linear'), ''))
-    times = interleaved({'linear': step(TopK(K)), 'here': step(TopK(K), encoder=encoder)}, rounds)
-    return [*found, ('step of training with backward elimination / linear encoder',
-                     ratio(times, 'here', 'linear'), '')]
+    return found
 
 
 PARTS = dict(steps=steps, bfloat16=bfloat16, memory=memory, inference=inference,

@@ -562,20 +562,19 @@ class _Stops:
 
 # %% ../nbs/05_activations.ipynb #elim0002
 class BackwardElimination(CodeEncoder):
-    """Least squares over candidates, from which the smallest are removed; in training, the linear
-    encoder with the code activation.
+    """Least squares over candidates, from which the smallest are removed; for trained models.
 
     Source: Couvreur & Bresler, *On the optimality of the backward greedy algorithm for the subset
     selection problem*, 2000; steps of Blumensath & Davies, 2010."""
-    name, reads_residual = 'backward_elimination', True
+    name, fixes_l0, reads_residual = 'backward_elimination', True, True
     def __init__(
         self,
         k:int,                       # Maximum number of active latents per sample
         candidates:'int|None'=None,  # Latents to begin with; `None`: four times `k`
-        steps:int=10,                # Gradient steps; latents are removed in all but the last two
+        steps:int=10,                # Gradient steps; of more than two, the last two remove none
     ):
         self.k = check_int('k', k)
-        self.candidates = 4*k if candidates is None else check_int('candidates', candidates, k)
+        self.candidates = None if candidates is None else check_int('candidates', candidates, k)
         self.steps = check_int('steps', steps)
 
     def num_kept(
@@ -583,27 +582,29 @@ class BackwardElimination(CodeEncoder):
         latent_dim:int,    # Number of latents of the model
     ) -> list[int]:        # Latents after the selection of the candidates, and after each step
         "Return the numbers `k_t` of equation (14)."
-        first, last = min(self.candidates, latent_dim), min(self.k, latent_dim)
+        candidates = 4*self.k if self.candidates is None else self.candidates
+        first, last = min(candidates, latent_dim), min(self.k, latent_dim)
         removing = max(1, self.steps - 2)
         return [round(first * (last/first)**min(1, t/removing)) for t in range(self.steps + 1)]
 
     def run(self, pre, weights, activation, residual=None):
-        if activation.training: return activation(pre), pre
         wide = torch.promote_types(pre.dtype, torch.float32)
-        decoder, x = weights()[1].to(wide), residual.to(wide)
+        D, x = weights()[1].to(wide), residual.to(wide)
+        norm = torch.linalg.vector_norm(D, dim=-2, keepdim=True)
+        norm = norm.masked_fill(norm == 0, 1)
         first, *kept = self.num_kept(pre.shape[-1])
         support = torch.zeros_like(pre, dtype=wide).scatter(-1, pre.topk(first).indices, 1)
-        z = support * F.relu(pre)
+        z = support * F.relu(pre) * norm.squeeze(-2)     # in the unit of the inputs
         for k in kept:
-            z = TopK(k)(_fit(z, support, x, decoder))
+            z = TopK(k)(_fit(z, support, x, D / norm))
             support = (z > 0).to(wide)
-        return z.to(pre.dtype), pre
+        return (z / norm.squeeze(-2)).to(pre.dtype), pre
 
 def _fit(
     z:Tensor,          # Code, shape `(..., latent_dim)`
     support:Tensor,    # 1 where the code may change, else 0, of its shape
     x:Tensor,          # Inputs minus the bias of the decoder, shape `(..., input_dim)`
-    decoder:Tensor,    # `D`, shape `(input_dim, latent_dim)`
+    decoder:Tensor,    # `D` with atoms of norm 1, shape `(input_dim, latent_dim)`
 ) -> Tensor:           # Shape of the code
     "Take the gradient step on the squared error over the support, of the best length."
     gradient, tiny = support * ((x - z @ decoder.mT) @ decoder), torch.finfo(z.dtype).tiny

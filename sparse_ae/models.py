@@ -150,10 +150,7 @@ def _build(self:BaseSparseAutoencoder, activation:Any, encoder:Any, scaling:'str
     "Create code activation, code encoder, scaling and all parameters."
     self.activation = from_config('activation', activation, CODE_ACTIVATIONS,
                                   CodeActivation).build(self.latent_dim, **where)
-    self.encoder = from_config('encoder', encoder, ENCODERS, CodeEncoder)
-    if self.encoder.single_layer and (self.hidden_dims or self.batch_norm):
-        raise ValueError("encoder must be 'linear' unless hidden_dims=() and "
-                         f"batch_norm=False, got {self.encoder}")
+    self.set_encoder(encoder)
     self._check_targets()
     check_choice('scaling', scaling, (None, *SCALINGS))
     self.register_module('scaling', scaling and self.new_scaling(scaling, **where))
@@ -168,10 +165,9 @@ def _build(self:BaseSparseAutoencoder, activation:Any, encoder:Any, scaling:'str
 @patch
 def _check_targets(self:BaseSparseAutoencoder) -> None:
     "Raise `ValueError` for choices that do not fit the outputs of the model."
-    if self.is_transcoder and (self.tied or self.encoder.single_layer):
-        chosen = 'tied weights' if self.tied else f'encoder={self.encoder}'
-        raise ValueError("output_dim must be None for tied weights and for an encoder that reads "
-                         f"the decoder, got {self.output_dim} with {chosen}")
+    if self.is_transcoder and self.tied:
+        raise ValueError("output_dim must be None for tied weights, whose decoder is the encoder "
+                         f"transposed, got {self.output_dim}")
     if self.skip and not self.is_transcoder:
         raise ValueError("skip must be False unless output_dim is given: an output that contains "
                          "its own input needs no code; got True")
@@ -193,6 +189,26 @@ def new_scaling(
                          f"the unit of each input, got {self.output_dim}")
     groups = (self.input_dim, *targets) if self.is_transcoder else targets
     return SCALINGS[name]().build(*groups, device=device or self.device, dtype=dtype or self.dtype)
+
+# %% ../nbs/00_models.ipynb #modelen2
+@patch
+def set_encoder(
+    self:BaseSparseAutoencoder,
+    encoder:'str|dict|CodeEncoder',    # Code encoder: `'linear'`, `BackwardElimination(32)`, ...
+) -> BaseSparseAutoencoder:            # The model itself
+    """Set the code encoder, of a trained model too; no weight changes.
+
+    Raises `ValueError` for a code encoder that reads the decoder if the model has hidden layers,
+    batch normalisation or targets of their own."""
+    chosen = from_config('encoder', encoder, ENCODERS, CodeEncoder)
+    if chosen.single_layer and (self.hidden_dims or self.batch_norm):
+        raise ValueError("encoder must be 'linear' unless hidden_dims=() and "
+                         f"batch_norm=False, got {chosen}")
+    if chosen.single_layer and self.is_transcoder:
+        raise ValueError("encoder must be 'linear' for a model with output_dim, whose decoder does "
+                         f"not reconstruct the inputs, got {chosen}")
+    self.encoder = chosen
+    return self
 
 # %% ../nbs/00_models.ipynb #models9d
 @patch

@@ -390,7 +390,7 @@ FOLLOWS = {
     'capture': captured, 'splice': spliced,
     'evaluate_in_network': lambda: evaluate_in_network(network(), '0', model(), X.split(20),
                                                        verbose=0),
-    'BackwardElimination': lambda: passes(model(encoder=BackwardElimination(3), **SINGLE).eval()),
+    'BackwardElimination': lambda: passes(model(encoder=BackwardElimination(3), **SINGLE)),
     'BatchTopK': lambda: passes(model(activation=BatchTopK(3))),
     'Gated': lambda: passes(model(activation=Gated())),
     'HardThreshold': lambda: passes(model(activation=HardThreshold(learned=True))),

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sparse_ae import models
-from sparse_ae.activations import MatchingPursuit, TopK
+from sparse_ae.activations import BackwardElimination, MatchingPursuit, TopK
 from sparse_ae.data import open_rows, sample_rows
 from sparse_ae.losses import hoyer_sparsity_loss, kl_divergence_sparsity_loss, l1_sparsity_loss
 from sparse_ae.models import (AdaptedAutoencoder, Encoded, Layer,
@@ -135,7 +135,7 @@ def test_hidden_dims():
 
 def test_arguments_that_are_refused():
     refused = {'output_dim must be None for tied': dict(cls=TiedWeightSparseAutoencoder, output_dim=3),
-               'output_dim must be None .* encoder=': dict(output_dim=3, encoder='unrolled', hidden_dims=()),
+               "encoder must be 'linear' for a model with output_dim": dict(output_dim=3, encoder='unrolled', hidden_dims=()),
                'skip must be False': dict(skip=True),
                "blocks must be given for decoder_norm='block'": dict(decoder_norm='block'),
                "blocks must be given for scaling='blocks'": dict(scaling='blocks'),
@@ -828,3 +828,27 @@ def test_a_start_from_rows_that_are_read_by_index_is_that_from_the_tensor():
         started.append(SparseAutoencoder(3, 6, hidden_dims=()).initialize(data))
     for name, value in started[0].state_dict().items():
         assert_close(started[1].state_dict()[name], value)
+
+
+def test_set_encoder():
+    model = small('atom')
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(20, model.input_dim, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+    linear = model.encode(x)
+    assert model.set_encoder(BackwardElimination(1)) is model
+    assert ((model.encode(x) != 0).sum(1) <= 1).all() and model.fixes_l0
+    assert model.config()['encoder'] == dict(name='backward_elimination', k=1, candidates=None, steps=10)
+    assert model.set_encoder({'name': 'unrolled', 'steps': 2}).encoder.steps == 2
+    assert_close(model.set_encoder('linear').encode(x), linear, rtol=0, atol=0)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('options, error', [
+    (dict(hidden_dims=(5,)), 'hidden_dims'), (dict(hidden_dims=(), batch_norm=True), 'batch_norm'),
+    (dict(hidden_dims=(), output_dim=6), 'output_dim')])
+def test_set_encoder_refuses_models_whose_decoder_does_not_fit(options, error):
+    model = SparseAutoencoder(6, 9, **options)
+    with pytest.raises(ValueError, match=f"encoder must be 'linear'.*{error}"):
+        model.set_encoder(BackwardElimination(2))
+    assert model.encoder.name == 'linear'
+    with pytest.raises(ValueError, match="encoder must be 'linear', 'unrolled'"): model.set_encoder('lstm')

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sparse_ae import (BackwardElimination, BatchTopK, SparseAutoencoder,
-                       TiedWeightSparseAutoencoder, TopK, Trainer,
+from sparse_ae import (BatchTopK, SparseAutoencoder, TiedWeightSparseAutoencoder, TopK, Trainer,
                        Unrolled, digits)
 from sparse_ae.engines.sparse_codes import (SELECT, SparseCode, decode_sparse, encode_sparse,
                                             has_sparse_path, top_k, top_k_flat)
@@ -160,8 +159,7 @@ def test_gradcheck(cls):
     assert torch.autograd.gradcheck(run, (x, *values))
 
 
-@pytest.mark.parametrize('encoder', ['linear', Unrolled(2, step_size=0.3), BackwardElimination(8)],
-                         ids=str)
+@pytest.mark.parametrize('encoder', ['linear', Unrolled(2, step_size=0.3)], ids=str)
 @pytest.mark.parametrize('activation', [TopK, BatchTopK])
 @pytest.mark.parametrize('penalty', ['none', 'l1'])
 def test_training_is_the_same(activation, penalty, encoder):

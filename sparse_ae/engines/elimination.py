@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..activations import BackwardElimination, Linear
-from .sparse_codes import (SPARSE_ENCODERS, SparseCode, SparsePattern, chunk_rows,
-                                            concatenate_codes, sampled_dot_products, weighted_row_sums)
+from ..activations import BackwardElimination
+from .sparse_codes import (SPARSE_ENCODERS, WITHOUT_GRADIENTS, SparseCode,
+                                            SparsePattern, chunk_rows, concatenate_codes,
+                                            sampled_dot_products, weighted_row_sums)
 from .triton_kernels import cast_cached
 from ..models import BaseSparseAutoencoder
 
@@ -31,7 +32,7 @@ def _fit(
     latents:Tensor,     # Their latents, `(n, k)`
     support:Tensor,     # Whether an entry may change, `(n, k)`
     x:Tensor,           # Inputs minus the bias of the decoder, `(n, input_dim)`
-    atoms:Tensor,       # Transposed decoder, `(latent_dim, input_dim)`
+    atoms:Tensor,       # Atoms of norm 1, `(latent_dim, input_dim)`
 ) -> Tensor:            # Entries after the step, before the selection, `(n, k)`
     "Take the gradient step of equation (1)."
     pattern, tiny = _pattern(latents, len(atoms)), torch.finfo(x.dtype).tiny
@@ -47,36 +48,42 @@ def _fit(
 def _eliminate(
     u:Tensor,           # Pre-activations, `(n, latent_dim)`
     x:Tensor,           # Inputs minus the bias of the decoder, `(n, input_dim)`
-    atoms:Tensor,       # Transposed decoder, `(latent_dim, input_dim)`
+    atoms:Tensor,       # Atoms of norm 1, `(latent_dim, input_dim)`
+    norms:Tensor,       # Norms that the atoms had, `(latent_dim,)`
     num_kept:list[int], # Latents after the selection of candidates, and after each step
 ) -> SparseCode:        # Code
     "Select candidates, and take all steps of equation (1)."
     values, latents = u.topk(num_kept[0], sorted=False)
-    values, support = F.relu(values).to(x.dtype), torch.ones_like(latents, dtype=torch.bool)
+    values = F.relu(values).to(x.dtype) * norms[latents]
+    support = torch.ones_like(latents, dtype=torch.bool)
     for k in num_kept[1:]:
         values = F.relu(_fit(values, latents, support, x, atoms))
         if k < values.shape[1]:
             values, kept = values.topk(k, sorted=False)
             latents = latents.gather(1, kept)
         support = values > 0
-    return SparseCode(values.flatten(), _pattern(latents, len(atoms)))
+    return SparseCode((values / norms[latents]).flatten(), _pattern(latents, len(atoms)))
 
 def encode_by_elimination(
     model:BaseSparseAutoencoder,    # Single-layer model with a `BackwardElimination` encoder
     x:Tensor,                       # Inputs in the unit of the layers, `(n, input_dim)`
     dtype:torch.dtype,              # Dtype of products and code
-) -> 'SparseCode|None':             # Code; `None` in eval mode where gradients are computed
-    "Encode `x` by equation (1), or in training by the linear encoder."
-    if model.activation.training: return SPARSE_ENCODERS[Linear](model, x, dtype)
+) -> 'SparseCode|None':             # Code; `None` where gradients are computed
+    "Encode `x` by equation (1)."
     if torch.is_grad_enabled(): return None
     x, wide = x.to(dtype), torch.promote_types(dtype, torch.float32)
     encoder, bias = cast_cached(model.encoder_weights()[0], dtype).T, model.encoder_bias_1.to(dtype)
-    atoms = model.decoder_weights()[0].mT.to(wide).contiguous()
-    num_kept, inputs = model.encoder.num_kept(len(atoms)), x.to(wide) - model.decoder_bias_1.to(wide)
+    atoms = model.decoder_weights()[0].mT.to(wide)
+    norms = torch.linalg.vector_norm(atoms, dim=1)
+    norms = norms.masked_fill(norms == 0, 1)
+    atoms = (atoms / norms[:, None]).contiguous()
+    num_kept = model.encoder.num_kept(len(atoms))
+    inputs = x.to(wide) - model.decoder_bias_1.to(wide)
     chunks = max(1, math.ceil(len(x) / chunk_rows(x, len(atoms), model.activation)))
     code = concatenate_codes([
-        _eliminate(torch.addmm(bias, part, encoder), part_inputs, atoms, num_kept)
+        _eliminate(torch.addmm(bias, part, encoder), part_inputs, atoms, norms, num_kept)
         for part, part_inputs in zip(x.chunk(chunks), inputs.chunk(chunks))])
     return SparseCode(code.values.to(dtype), code.pattern)
 
 SPARSE_ENCODERS[BackwardElimination] = encode_by_elimination
+WITHOUT_GRADIENTS.add(BackwardElimination)
