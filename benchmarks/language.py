@@ -130,7 +130,7 @@ SMALLER = dict(learning_rate=3e-3, batch_size=256)
 NO_ROW = 'classic', 'ng'
 SECOND_SEED = ('top-k', 'beta2 0.999', 'rate 4e-3, batch 256', 'rate 3e-3, batch 256')
 CHANGES = {
-    'top-k': {}, 'scaled, not centred': {}, 'whitened': {},
+    'top-k': {}, 'top-k, BackwardElimination': {}, 'scaled, not centred': {}, 'whitened': {},
     'one scale a column': dict(model=dict(scaling='columns')),
     'principal start': dict(initialize='principal'),
     'random start': dict(initialize=False),
