@@ -560,6 +560,19 @@ class _Stops:
             self.done |= norm < self.rules.residual_threshold
         return bool(self.done.all())
 
+# %% ../nbs/05_activations.ipynb #elim0007
+def _fit(
+    z:Tensor,          # Code, shape `(..., latent_dim)`
+    support:Tensor,    # 1 where the code may change, else 0, of its shape
+    x:Tensor,          # Inputs minus the bias of the decoder, shape `(..., input_dim)`
+    decoder:Tensor,    # `D` with atoms of norm 1, shape `(input_dim, latent_dim)`
+) -> Tensor:           # Shape of the code
+    "Take the gradient step on the squared error over the support, of the best length."
+    gradient, tiny = support * ((x - z @ decoder.mT) @ decoder), torch.finfo(z.dtype).tiny
+    direction = gradient / gradient.abs().amax(-1, keepdim=True).clamp(min=tiny)   # of any scale
+    change = (direction @ decoder.mT).square().sum(-1, keepdim=True).clamp(min=tiny)
+    return z + direction * ((direction*gradient).sum(-1, keepdim=True) / change)
+
 # %% ../nbs/05_activations.ipynb #elim0002
 class BackwardElimination(CodeEncoder):
     """Least squares over candidates, from which the smallest are removed; for trained models.
@@ -599,18 +612,6 @@ class BackwardElimination(CodeEncoder):
             z = TopK(k)(_fit(z, support, x, D / norm))
             support = (z > 0).to(wide)
         return (z / norm.squeeze(-2)).to(pre.dtype), pre
-
-def _fit(
-    z:Tensor,          # Code, shape `(..., latent_dim)`
-    support:Tensor,    # 1 where the code may change, else 0, of its shape
-    x:Tensor,          # Inputs minus the bias of the decoder, shape `(..., input_dim)`
-    decoder:Tensor,    # `D` with atoms of norm 1, shape `(input_dim, latent_dim)`
-) -> Tensor:           # Shape of the code
-    "Take the gradient step on the squared error over the support, of the best length."
-    gradient, tiny = support * ((x - z @ decoder.mT) @ decoder), torch.finfo(z.dtype).tiny
-    direction = gradient / gradient.abs().amax(-1, keepdim=True).clamp(min=tiny)   # of any scale
-    change = (direction @ decoder.mT).square().sum(-1, keepdim=True).clamp(min=tiny)
-    return z + direction * ((direction*gradient).sum(-1, keepdim=True) / change)
 
 # %% ../nbs/05_activations.ipynb #46736c9b
 ENCODERS = {cls.name: cls for cls in (Linear, Unrolled, MatchingPursuit,
