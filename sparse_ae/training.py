@@ -222,10 +222,10 @@ def stop(self:Trainer, reason:BaseException) -> None:
 # %% ../nbs/02_training.ipynb #run00002
 @patch
 def start(self:Trainer) -> None:
-    "Load the checkpoint to resume from, or normalise the decoder before the first step."
+    "Load the checkpoint to resume from; normalise the decoder of a new run, or of an ended one."
     if self.started: return
     if self.options.resume: resume_training(self)
-    if not self.started: self.autoencoder.normalize_decoder_weights()
+    if self.stopped_by or not self.started: self.autoencoder.normalize_decoder_weights()
     self.started = True
 
 @patch

@@ -424,3 +424,19 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     write_safetensors(tmp_path/WEIGHTS, {}, {'config': '[1]'})
     with pytest.raises(ValueError, match='must hold a JSON object, got list'):
         SparseAutoencoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize('options', [{}, dict(engine='plain'), dict(target_l0=3)], ids=str)
+def test_a_run_that_had_ended_resumes_to_its_model(tmp_path, options):
+    "Also where the last weights are returned, since no epoch counts before a target is reached."
+    def run():
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 24, hidden_dims=(), decoder_norm='atom')
+        trainer = Trainer(model, digits()[:400], digits()[400:480], 2, 3e-3, 9, 0.1, sparsity_type='l1',
+                          batch_size=40, seed=0, verbose=0, checkpoint_dir=tmp_path,
+                          checkpoint_epochs=1, resume=True, **options)
+        return trainer, trainer.fit()
+    (ended, history), (resumed, again) = run(), run()
+    assert again['epochs_trained'] == 2 and again['best_epoch'] == history['best_epoch']
+    for name, value in ended.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
