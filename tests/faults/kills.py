@@ -147,13 +147,14 @@ def check_killed(kind, status, folder, before, whole):
     path, wrong, state = folder/CHECKPOINT, [], dict(step=0, epoch=0)
     if path.exists(): state = read_state(path)
     elif kind in ('SIGTERM', 'SIGINT'): wrong.append(f'{kind}: no checkpoint')
-    if kind in ('SIGTERM', 'SIGINT') and state['step'] <= before:
-        wrong.append(f"{kind}: checkpoint of step {state['step']}, as before")
+    reached = state['step'], state['epoch']   # an epoch that has had its steps is then validated
+    if kind in ('SIGTERM', 'SIGINT') and reached <= before:
+        wrong.append(f'{kind}: checkpoint of step and epoch {reached}, as before')
     log = columns(folder/'log.csv')   # the last line may be in writing
     if len(log) <= state['epoch'] and kind != 'SIGKILL': wrong.append(f'{kind}: log of {len(log)}')
     complete = log[:state['epoch'] + 1]
     if complete != whole[:len(complete)]: wrong.append(f'{kind}: other lines in the log')
-    return state['step'], wrong
+    return reached, wrong
 
 
 def kill_and_resume(c, kinds, chance, folder):
@@ -165,7 +166,7 @@ def kill_and_resume(c, kinds, chance, folder):
     if status == REFUSED: return None
     if status: return [], [f'whole run: {(folder/"whole"/"error.txt").read_text()[-800:]}']
     duration, expected = time.monotonic() - begin, results(folder/'whole')
-    killed, wrong, attempt, step, resumed = [], [], 0, 0, folder/'run'
+    killed, wrong, attempt, reached, resumed = [], [], 0, (0, 0), folder/'run'
     while not wrong:
         process, pipe = start(c, resumed)
         if has_begun(pipe) and len(killed) < len(kinds):
@@ -178,10 +179,10 @@ def kill_and_resume(c, kinds, chance, folder):
         if status == 0 or status == 128 + signal.SIGTERM and (resumed/'history.json').exists():
             if results(resumed) != expected: wrong.append(f'differs after {killed}')
             if len(killed) >= len(kinds) or attempt >= len(kinds): break
-            attempt, step, resumed = attempt + 1, 0, folder/f'run{attempt}'
+            attempt, reached, resumed = attempt + 1, (0, 0), folder/f'run{attempt}'
         elif status == 1: wrong.append((resumed/'error.txt').read_text()[-800:])
         else:
-            step, found = check_killed(kind, status, resumed, step, expected[2])
+            reached, found = check_killed(kind, status, resumed, reached, expected[2])
             killed.append(kind)
             wrong += found
     return killed, wrong
