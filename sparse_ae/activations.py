@@ -603,15 +603,15 @@ class BackwardElimination(CodeEncoder):
     def run(self, pre, weights, activation, residual=None):
         wide = torch.promote_types(pre.dtype, torch.float32)
         D, x = weights()[1].to(wide), residual.to(wide)
-        norm = torch.linalg.vector_norm(D, dim=-2, keepdim=True)
+        norm = torch.linalg.vector_norm(D, dim=-2, keepdim=D.ndim == 3)    # also of a stack
         norm = norm.masked_fill(norm == 0, 1)
         first, *kept = self.num_kept(pre.shape[-1])
         support = torch.zeros_like(pre, dtype=wide).scatter(-1, pre.topk(first).indices, 1)
-        z = support * F.relu(pre) * norm.squeeze(-2)     # in the unit of the inputs
+        z = support * F.relu(pre) * norm     # in the unit of the inputs
         for k in kept:
             z = TopK(k)(_fit(z, support, x, D / norm))
             support = (z > 0).to(wide)
-        return (z / norm.squeeze(-2)).to(pre.dtype), pre
+        return (z / norm).to(pre.dtype), pre
 
 # %% ../nbs/05_activations.ipynb #46736c9b
 ENCODERS = {cls.name: cls for cls in (Linear, Unrolled, MatchingPursuit,
