@@ -14,19 +14,12 @@ from torch import Tensor
 
 from ..activations import BackwardElimination
 from .sparse_codes import (SPARSE_ENCODERS, WITHOUT_GRADIENTS, SparseCode,
-                                            SparsePattern, chunk_rows, concatenate_codes,
+                                            chunk_rows, concatenate_codes, pattern_of_rows,
                                             sampled_dot_products, weighted_row_sums)
 from .triton_kernels import cast_cached
 from ..models import BaseSparseAutoencoder
 
 # %% ../../nbs/engines/06_elimination.ipynb #eli00008
-def _pattern(
-    latents:Tensor,     # Latents of each sample, `(n, k)`
-    latent_dim:int,     # Number of latents
-) -> SparsePattern:     # The same positions
-    offsets = torch.arange(0, latents.numel() + 1, latents.shape[1], device=latents.device)
-    return SparsePattern(latents.flatten(), offsets, latent_dim)
-
 def _fit(
     values:Tensor,      # Entries of the code, `(n, k)`
     latents:Tensor,     # Their latents, `(n, k)`
@@ -35,7 +28,7 @@ def _fit(
     atoms:Tensor,       # Atoms of norm 1, `(latent_dim, input_dim)`
 ) -> Tensor:            # Entries after the step, before the selection, `(n, k)`
     "Take the gradient step of equation (1)."
-    pattern, tiny = _pattern(latents, len(atoms)), torch.finfo(x.dtype).tiny
+    pattern, tiny = pattern_of_rows(latents, len(atoms)), torch.finfo(x.dtype).tiny
     def decode(z):
         return weighted_row_sums(z.flatten(), pattern.col_indices, pattern.offsets, atoms, x.dtype)
     gradient = sampled_dot_products(pattern, x - decode(values), atoms).view_as(values)
@@ -62,7 +55,7 @@ def _eliminate(
             values, kept = values.topk(k, sorted=False)
             latents = latents.gather(1, kept)
         support = values > 0
-    return SparseCode((values / norms[latents]).flatten(), _pattern(latents, len(atoms)))
+    return SparseCode((values / norms[latents]).flatten(), pattern_of_rows(latents, len(atoms)))
 
 def encode_by_elimination(
     model:BaseSparseAutoencoder,    # Single-layer model with a `BackwardElimination` encoder

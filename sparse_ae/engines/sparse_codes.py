@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SELECT', 'SPARSE_ENCODERS', 'WITHOUT_GRADIENTS', 'top_k', 'top_k_flat', 'Transposed', 'SparsePattern', 'SparseCode',
            'concatenate_codes', 'weighted_row_sums', 'sampled_dot_products', 'SparseDecode', 'SparseEncode',
-           'select_top_k', 'select_batch_top_k', 'selection_for', 'chunk_rows', 'sparse_encode', 'sparse_decode',
-           'why_not_sparse', 'has_sparse_path', 'encode_sparse', 'decode_sparse', 'sparse_forward', 'SparseCodeEngine']
+           'pattern_of_rows', 'select_top_k', 'select_batch_top_k', 'selection_for', 'chunk_rows', 'sparse_encode',
+           'sparse_decode', 'why_not_sparse', 'has_sparse_path', 'encode_sparse', 'decode_sparse', 'sparse_forward',
+           'SparseCodeEngine']
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #c700335c
 import math
@@ -248,14 +249,21 @@ class SparseEncode(torch.autograd.Function):
         return grad_x, grad_W, grad_b, None, None
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #sparse14
+def pattern_of_rows(
+    latents:Tensor,     # Latents of each sample, `(n, k)`
+    latent_dim:int,     # Width of the code
+) -> SparsePattern:     # The same positions
+    "Return the pattern of a code that has equally many entries in each sample."
+    offsets = torch.arange(0, latents.numel() + 1, latents.shape[1], device=latents.device)
+    return SparsePattern(latents.flatten(), offsets, latent_dim)
+
 def select_top_k(
     activation:TopK,    # Code activation
     u:Tensor,           # Pre-activations, shape `(n, latent_dim)`
 ) -> SparseCode:        # Selected entries, before the ReLU
     "Select the `k` largest entries of each row."
     values, latents = top_k(u, activation.k)
-    offsets = torch.arange(0, latents.numel() + 1, activation.k, device=u.device)
-    return SparseCode(values.flatten(), SparsePattern(latents.flatten(), offsets, u.shape[-1]))
+    return SparseCode(values.flatten(), pattern_of_rows(latents, u.shape[-1]))
 
 # %% ../../nbs/engines/00_sparse_codes.ipynb #sparse9f
 def select_batch_top_k(
