@@ -42,6 +42,7 @@ test: setup      ## rules of ruff, types, notebooks, then pytest
 
 test-faults: setup  ## kills, exceptions, damaged files, memory, combinations; some hours; see RELIABILITY.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/kills.py --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/resumes.py --configurations 100
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/injections.py --every 20
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/mutations.py --mutations 100000
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/test_numbers.py --all

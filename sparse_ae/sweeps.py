@@ -34,8 +34,6 @@ GROUP_ENGINES:dict[str, Any] = {}
 
 class TrainerGroup:
     "Several trainers whose steps are taken together; for the loop, one run."
-    within_epoch = False   # a group is never resumed
-
     def __init__(
         self,
         trainers:Sequence[Trainer],    # Runs with the same number of steps per epoch
@@ -97,6 +95,11 @@ def _steps(self:TrainerGroup, side:str) -> Iterator[list]:
         yield [step[id(getattr(t, side))] for t in self.members]
 
 @patch
+def begin_epoch(self:TrainerGroup) -> None:
+    "Notify the callbacks; a group is never resumed within an epoch."
+    self.event('before_epoch')
+
+@patch
 def train_steps(self:TrainerGroup) -> Iterator[list[tuple[Sequence[Tensor], float]]]:
     "Yield the steps of an epoch, each as the members' batches with their share of the rows."
     if self.active != self.members:
@@ -132,19 +135,14 @@ def losses_of(
 
 @patch
 @contextmanager
-def validation(self:TrainerGroup) -> Iterator[None]:
-    "Eval mode without gradients for all members."
+def validation(self:TrainerGroup) -> Iterator[Iterator[tuple[Tensor, ...]]]:
+    "Eval mode without gradients for all members; yields their batches of the validation data."
     for t in self.members:
         t.model.eval()
         t.val.features = t.train.features
         t.val_meter = t.current_meter = Meter()
         t.val_meter.pooled = t.penalty.pooled(t.sparsity_weight)
-    with torch.no_grad(): yield
-
-@patch
-def val_batches(self:TrainerGroup) -> Iterator[tuple[Tensor, ...]]:
-    "Yield the validation batches of all members."
-    for step in self._steps('val'): yield from zip(*step)
+    with torch.no_grad(): yield (x for step in self._steps('val') for x in zip(*step))
 
 @patch
 def finish_epoch(self:TrainerGroup) -> None:

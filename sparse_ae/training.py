@@ -136,11 +136,11 @@ def fit(run:Any) -> None:
 
 def fit_epoch(run:Any) -> None:
     "Take the steps of one epoch, then measure the validation data."
-    if not run.within_epoch: run.event('before_epoch')   # not again after a resume
+    run.begin_epoch()
     for batches in run.train_steps(): fit_step(run, batches)
     run.event('after_train')
-    with run.validation():
-        for x in run.val_batches():
+    with run.validation() as batches:
+        for x in batches:
             run.losses_of(x)
             run.event('after_loss')
     run.finish_epoch()
@@ -191,6 +191,7 @@ class Trainer:
         return self.history
 
     add, event, boundary = add_callbacks, notify_callbacks, end_if_interrupted
+    engine = property(lambda self: self.choose_engine())
     state_dict, load_state_dict = training_state, restore_training_state
 
 # %% ../nbs/02_training.ipynb #state001
@@ -272,32 +273,32 @@ def within_epoch(self:Trainer) -> bool:
     return self.meter.n > 0 or self.batches is not None
 
 @patch
+def begin_epoch(self:Trainer) -> None:
+    "Notify the callbacks, except in the middle of an epoch, as after a resume."
+    self.choose_engine()   # before them, since they may compute with the model
+    if not self.within_epoch: self.event('before_epoch')
+
+@patch
 def train_steps(self:Trainer) -> Iterator[list[tuple[Tensor, float]]]:
     "Yield the steps of an epoch, each as its batches with their shares of the rows."
     self.epoch_start = time.perf_counter()
     self.model.train()
     self.meter = self.current_meter = self.meter if self.within_epoch else self.engine.meter()
     for self.batches in self.train.epoch():
-        lengths = [len(x) for x in self.batches]
-        yield [(x, n / sum(lengths)) for x, n in zip(self.batches, lengths)]
+        yield [(x, len(x) / math.fsum(map(len, self.batches))) for x in self.batches]
     if not self.meter.read(): raise TrainingDiverged(self)
     if self.meter.n == 0: raise StopTraining('data')   # the stream ended with the epoch before
 
 @patch
 @contextmanager
-def validation(self:Trainer) -> Iterator[None]:
-    "Eval mode without gradients, and a new meter."
+def validation(self:Trainer) -> Iterator[Iterator[Tensor]]:
+    "Eval mode without gradients, and a new meter; yields the batches of the validation data."
     self.model.eval()
     self.val.features = self.train.features   # known by now
     self.val_meter = self.current_meter = self.engine.meter()
     self.val_meter.pooled = self.penalty.pooled(self.sparsity_weight)
-    with torch.no_grad(): yield
+    with torch.no_grad(): yield (x for batches in self.val.epoch() for x in batches)
     if not self.val_meter.read(): raise TrainingDiverged(self)
-
-@patch
-def val_batches(self:Trainer) -> Iterator[Tensor]:
-    "Yield the batches of the validation data."
-    for batches in self.val.epoch(): yield from batches
 
 # %% ../nbs/02_training.ipynb #run00004
 @patch
@@ -323,8 +324,7 @@ def finish_epoch(self:Trainer) -> None:
                    target_sparsity=self.target_sparsity,
                    learning_rate=max(float(g['lr']) for g in self.optimizer.param_groups),
                    seconds=time.perf_counter() - self.epoch_start)
-    for name, value in values.items():
-        if name in self.history: self.history[name].append(value)
+    for name in values.keys() & self.history: self.history[name].append(values[name])
     self.epoch = self.history['epochs_trained'] = self.epoch + 1   # from here on the epoch counts
     self.meter, self.batches = Meter(), None
     if self.train.exhausted: self.stop(StopTraining('data'))
@@ -416,9 +416,9 @@ def why_not(self:Trainer) -> dict[str, list[str]]:
     plain = ["engine='plain' is set"] if self.options.engine == 'plain' else []
     return {name: plain + cls.why_not(self) for name, cls in ENGINES.items()}
 
-@patch(as_prop=True)
-def engine(self:Trainer) -> StepEngine:
-    "Engine of the steps; chosen again when optimiser, callbacks or regularisers change."
+@patch
+def choose_engine(self:Trainer) -> StepEngine:
+    "Return the engine of the steps, made again when optimiser, callbacks or regularisers change."
     key = self.optimizer, len(self.callbacks), len(self.terms)
     if key != self._engine_key:
         if self._engine: self._engine.close()

@@ -440,3 +440,33 @@ def test_a_run_that_had_ended_resumes_to_its_model(tmp_path, options):
     assert again['epochs_trained'] == 2 and again['best_epoch'] == history['best_epoch']
     for name, value in ended.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+class Outputs(Callback):
+    "Records what the model computes at each moment, and sends SIGINT at one of them."
+    def __init__(self, at=None): self.at, self.outputs = at, {}
+    def record(self, name, trainer):
+        with torch.no_grad(): self.outputs[name, trainer.step] = trainer.model(X[:32])
+        if (name, trainer.step) == self.at: signal.raise_signal(signal.SIGINT)
+    def before_epoch(self, trainer): self.record('before_epoch', trainer)
+    def before_step(self, trainer): self.record('before_step', trainer)
+    def after_step(self, trainer): self.record('after_step', trainer)
+    def after_train(self, trainer): self.record('after_train', trainer)
+    def after_epoch(self, trainer): self.record('after_epoch', trainer)
+
+
+@pytest.mark.parametrize('at,first', [(('after_step', 4), ('before_step', 4)),
+                                      (('after_step', 6), ('after_train', 6)),
+                                      (('after_epoch', 6), ('before_epoch', 6))])
+def test_callbacks_compute_the_same_after_a_resume(tmp_path, at, first):
+    "As `Resample` does: the engine is made before the first of them, as in the whole run."
+    def run(outputs, **options):
+        torch.manual_seed(0)
+        model = SparseAutoencoder(64, 12, hidden_dims=(), decoder_norm='atom')
+        make(model=model, callbacks=[outputs], **options).fit()
+        return outputs.outputs
+    whole = run(Outputs())
+    stopped = run(Outputs(at), folder=tmp_path)
+    resumed = run(Outputs(), folder=tmp_path, resume=True)
+    assert list(resumed)[0] == first and list(stopped | resumed) == list(whole)
+    for moment, output in (stopped | resumed).items(): assert torch.equal(output, whole[moment]), moment

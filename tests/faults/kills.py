@@ -63,7 +63,7 @@ class Begun(Callback):
     def before_fit(self, trainer): os.write(self.pipe, b'.')
 
 
-def make_run(c, folder, pipe):
+def make_run(c, folder, pipe, *callbacks):
     "Return a model, and the arguments of its training."
     x = digits()[:480]
     rows, val = x[:400], x[400:]
@@ -85,13 +85,13 @@ def make_run(c, folder, pipe):
     elif c.data == 'stream':
         rows = (x[torch.arange(n*40, n*40 + 40) % 400] for n in range(200))
     return model, (rows, val), dict(options, callbacks=[*made, LogFile(folder/'log.csv'),
-                                                        Begun(pipe)])
+                                                        Begun(pipe), *callbacks])
 
 
-def run(c, folder, pipe):
+def run(c, folder, pipe, *callbacks):
     "Train in this process, and save the results; return the exit status."
     folder.mkdir(exist_ok=True)
-    model, data, options = make_run(c, folder, pipe)
+    model, data, options = make_run(c, folder, pipe, *callbacks)
     try: trainer = Trainer(model, *data, **options)
     except (TypeError, ValueError): return REFUSED
     history = trainer.fit()
@@ -142,13 +142,15 @@ def results(folder):
 
 def check_killed(kind, status, folder, before, whole):
     "Return what is wrong after a kill: with the status, the checkpoint, the log."
-    expected = {'SIGKILL': -signal.SIGKILL, 'SIGTERM': 128 + signal.SIGTERM}.get(kind, INTERRUPTED)
-    if status != expected: return before, [f'{kind}: exit status {status}, expected {expected}']
-    path, wrong, state = folder/CHECKPOINT, [], dict(step=0, epoch=0)
+    path, wrong, state = folder/CHECKPOINT, [], dict(step=0, epoch=0, stopped_by=None)
     if path.exists(): state = read_state(path)
     elif kind in ('SIGTERM', 'SIGINT'): wrong.append(f'{kind}: no checkpoint')
+    ended = state['stopped_by'] is not None   # while the model was saved, signals are not held
+    expected = {'SIGKILL': [-signal.SIGKILL],
+                'SIGTERM': [128 + signal.SIGTERM, *[-signal.SIGTERM]*ended]}.get(kind, [INTERRUPTED])
+    if status not in expected: return before, [f'{kind}: exit status {status}, not in {expected}']
     reached = state['step'], state['epoch']   # an epoch that has had its steps is then validated
-    if kind in ('SIGTERM', 'SIGINT') and reached <= before:
+    if kind in ('SIGTERM', 'SIGINT') and reached <= before and not ended:
         wrong.append(f'{kind}: checkpoint of step and epoch {reached}, as before')
     log = columns(folder/'log.csv')   # the last line may be in writing
     if len(log) <= state['epoch'] and kind != 'SIGKILL': wrong.append(f'{kind}: log of {len(log)}')

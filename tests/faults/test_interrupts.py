@@ -1,6 +1,6 @@
 """Ctrl-C, SIGTERM, SIGKILL and exceptions at any moment of a training, and callbacks that fail.
 
-The long versions are scripts: `injections.py` and `kills.py`."""
+The long versions are scripts: `injections.py`, `kills.py` and `resumes.py`."""
 import os
 import random
 import re
@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from injections import ACTIONS, Injection, check_injection, references
+from kills import Configuration
+from resumes import resume_from_each
 from sparse_ae import Callback, EarlyStopping, LogFile, SparseAutoencoder, Trainer, sweep
 from sparse_ae.data import digits
 from sparse_ae.files import own_file
@@ -62,6 +64,13 @@ def test_processes_killed_at_random_and_resumed_are_the_same_bit_for_bit():
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     kills, equal = re.search(r'^all +\d+ +(\d+) +(\d+)$', done.stdout, re.M).groups()
     assert int(kills) >= 8 and equal == kills
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_runs_resumed_in_the_middle_of_an_epoch_are_the_same_bit_for_bit(tmp_path):
+    "Latents are revived at the first step after the third checkpoint, by the rounding of the engine."
+    c = Configuration('lista', 'memory map', 'auto', 'inputs', 1)
+    assert resume_from_each(c, tmp_path, every=16) == (6, [])
 
 
 @pytest.mark.parametrize('name', ['scaling', 'resampling', 'checkpoints'])
