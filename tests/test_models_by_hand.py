@@ -67,6 +67,21 @@ def test_an_encoder_that_reads_residuals():
     assert_close(z, T([[0., 9., 0.], [0., 9., 1.1]]))
 
 
+@pytest.mark.parametrize('encoder', [MatchingPursuit(2), BackwardElimination(2)], ids=str)
+def test_an_encoder_that_reads_residuals_in_a_stack_of_models(encoder):
+    "Each model subtracts its own bias, also where there are as many samples as models."
+    one, two = small('atom', encoder=encoder), small('atom', encoder=encoder)
+    two.decoder_bias_1.data.copy_(T([5., -3.]))
+    stack, x = copy.deepcopy(one), torch.stack([X, X + 1])
+    for name, value in one.named_parameters():
+        setattr(stack, name, nn.Parameter(torch.stack([value.detach(), two.get_parameter(name).detach()])))
+    assert_close(stack.encode(x), torch.stack([one.encode(x[0]), two.encode(x[1])]))
+
+
+def test_widths_above_256():
+    assert SparseAutoencoder(300, 400)(torch.zeros(2, 300)).shape == (2, 300)
+
+
 def test_tied_layers_are_transposes():
     model = small(cls=TiedWeightSparseAutoencoder)
     # transposed matrix times (1, 3, 1.5), plus the bias of the decoder
@@ -388,21 +403,21 @@ def test_skip_adds_a_linear_map_of_the_inputs():
     assert output_shape(wide, torch.ones(4, 5, 2)) == (4, 5, 7)
 
 
-def narrow():
-    "Transcoder of one input, one target and two layers."
+def narrow(input_dim=1):
+    "Transcoder of one target and two layers."
     torch.manual_seed(0)
-    model = SparseAutoencoder(1, 3, hidden_dims=(4,), decoder_norm=None, output_dim=1, skip=True)
+    model = SparseAutoencoder(input_dim, 3, hidden_dims=(4,), decoder_norm=None, output_dim=1, skip=True)
     for p in model.parameters(): p.data.normal_()
     return model
 
 
-@pytest.mark.parametrize('make', [lambda: small(), lambda: transcoder(), narrow])
+@pytest.mark.parametrize('make', [lambda: small(), lambda: transcoder(), narrow, lambda: narrow(2)])
 def test_folding_a_scaling_changes_no_output(make):
     model = make().double()
     scaling = model.new_scaling('global')
     count = len(scaling.scale)
     scaling.shift.copy_(torch.arange(1., len(scaling.shift) + 1))
-    scaling.scale.copy_(T({1: [2.], 2: [2., 5.], 4: [2., 2., 5., 5.]}[count]))
+    scaling.scale.copy_(T({1: [2.], 2: [2., 5.], 3: [2., 2., 5.], 4: [2., 2., 5., 5.]}[count]))
     x = X.double()[:, :model.input_dim]
     before = model(x)
     model.set_scaling(scaling)
@@ -555,6 +570,10 @@ def test_geometric_median():
     weight = 1 / (x - x.mean(0)).norm(dim=1)
     assert_close(one_step, (weight[:, None]*x).sum(0) / weight.sum())
     assert_close(geometric_median(x, tolerance=1e9), one_step)    # ends after the first step
+    # Steps from 0.25 to 0.1 and to 1/28; the mean distance from 0.25 is 0.375, and 0.15/0.375 = 0.4
+    line = T([[0.], [0.], [0.], [1.]])
+    for tolerance, expected in ((0.35, 1/28), (0.41, 0.1)):
+        assert_close(geometric_median(line, tolerance), T([expected]))
 
 
 def test_principal_directions():
@@ -732,9 +751,13 @@ def test_a_forward_that_differs_is_reported():
     for factor, expected in ((1., []), (1.0005, []), (1.1, [True]), (0.9, [True])):
         model.factor = factor
         assert reported(model) == expected
-    for forward in (lambda x: None, lambda x: x[:, :1], lambda x: 1 / 0):
+    for forward in (lambda x: None, lambda x: x[:, :1], lambda x: torch.cat([x, x]), lambda x: 1 / 0):
         model.forward = forward
         assert reported(model) == []      # nothing that could be compared
+    large = Other(4, 3)
+    large.decoder_bias_2.data.fill_(1e4)
+    large.factor = 1.0005                 # by 5, which is less than a thousandth
+    assert reported(large) == []
     native = SparseAutoencoder(4, 3)
     assert reported(native) == []
     native.decoder_bias_2.data.fill_(1.)

@@ -28,6 +28,15 @@ _TABLE = [
     ('equal literals of this length are one object', 'models', [
         ("- shape = (fan_out, fan_in) if kind == 'mat' else (fan_out,)",
          "+ shape = (fan_out, fan_in) if kind is 'mat' else (fan_out,)")]),
+    ('equal literals of this length are one object', 'models', [
+        ("- if self.decoder_norm == 'block' and self.blocks is None:",
+         "+ if self.decoder_norm is 'block' and self.blocks is None:")]),
+    ('each dtype is one object', 'models', [
+        ('- if value.dtype != self.dtype and not autocast_enabled(value):',
+         '+ if value.dtype is not self.dtype and not autocast_enabled(value):')]),
+    ('functions are equal if they are one object', 'models', [
+        ('- inspect.getattr_static(cls, name) is not inspect.getattr_static(own, name))',
+         '+ inspect.getattr_static(cls, name) != inspect.getattr_static(own, name))')]),
     ('half of so large a count is no less than the number of directions', 'models', [
         ('- kept = directions[:max(1, count // 2)] if count < 2*len(directions) else directions',
          '+ kept = directions[:max(1, count // 2)] if count < 3*len(directions) else directions')]),
