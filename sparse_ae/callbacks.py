@@ -39,8 +39,9 @@ class Callback:
     """Actions at the events of training. A subclass defines the events that it uses.
 
     `single_use` says whether an object can serve one training only, `attached` whether it
-    already does. `interruptible` says whether a second Ctrl-C may end its `after_fit`."""
-    single_use = attached = False
+    already does. `interruptible` says whether a second Ctrl-C may end its `after_fit`, `is_last`
+    whether it is notified after all others, whose changes it then sees."""
+    single_use = attached = is_last = False
     interruptible = True
 
     def check(self, trainer): "Raise the error that says why this trainer cannot use the callback."
@@ -129,12 +130,12 @@ class TrainingDiverged(StopTraining, RuntimeError):
 # %% ../nbs/06_callbacks.ipynb #cbnotif2
 def add_callbacks(
     trainer:Any,            # Trainer of the run
-    *callbacks:Callback,    # Callbacks to append
+    *callbacks:Callback,    # Callbacks to append, before those that are last
 ) -> None:
     "Append callbacks. Raises `TypeError` or `ValueError` for one that this run cannot have."
     for callback in callbacks: check_callback(callback).check(trainer)
     for callback in callbacks: callback.attached = callback.attached or callback.single_use
-    trainer.callbacks += callbacks
+    trainer.callbacks = sorted([*trainer.callbacks, *callbacks], key=lambda added: added.is_last)
     trainer.listeners = {
         event: [getattr(callback, event) for callback in trainer.callbacks
                 if getattr(type(callback), event, None) is not getattr(Callback, event)]

@@ -278,6 +278,7 @@ CHECKPOINT = 'checkpoint.safetensors'
 
 class Checkpoint(Callback):
     "Writes the state of training into a folder, from which the trainer resumes."
+    is_last = True            # all callbacks have changed their states by then
     interruptible = False     # the folder is unlocked in any case
 
     def __init__(

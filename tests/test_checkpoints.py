@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sparse_ae import Callback, SparseAutoencoder, TopK, Trainer
+from sparse_ae.callbacks import StatefulCallback
 from sparse_ae.data import digits
 from sparse_ae.files import read_safetensors, write_safetensors
 from sparse_ae.io import (CHECKPOINT, CONFIG, STATE_FORMAT, WEIGHTS, Checkpoint, _checkpoint_size,
@@ -77,6 +78,7 @@ def test_minutes_between_checkpoints(tmp_path, monkeypatch, minutes, seconds, ex
     written = []
     monkeypatch.setattr('sparse_ae.io.time.monotonic', lambda: clock[0])
     class Tick(Callback):
+        is_last = True      # notified after the checkpoint, to which it is added
         def before_step(self, trainer): clock[0] += seconds
         def after_step(self, trainer): written.append(checkpoint.last_written)
     trainer.add(Tick())
@@ -470,3 +472,29 @@ def test_callbacks_compute_the_same_after_a_resume(tmp_path, at, first):
     resumed = run(Outputs(), folder=tmp_path, resume=True)
     assert list(resumed)[0] == first and list(stopped | resumed) == list(whole)
     for moment, output in (stopped | resumed).items(): assert torch.equal(output, whole[moment]), moment
+
+
+@pytest.mark.parametrize('added', [False, True])
+def test_a_checkpoint_holds_what_callbacks_did_in_the_step(tmp_path, added):
+    "Also a callback that was added to the trainer, after the checkpoint."
+    class Drift(StatefulCallback):
+        saved_attributes, count = dict(n='count'), 0
+        def after_step(self, trainer):
+            self.count += 1
+            trainer.model.encoder_mat_1.data.add_(1e-3 * self.count)
+
+    class Fail(Callback):
+        def before_step(self, trainer):
+            if trainer.step == 4: raise RuntimeError('fails')
+
+    def run(*others, **options):
+        drift = Drift()
+        trainer = make(callbacks=[*others, *([] if added else [drift])], **options)
+        if added: trainer.add(drift)
+        with contextlib.suppress(RuntimeError): trainer.fit()
+        return trainer, drift.count
+
+    options = dict(folder=tmp_path, checkpoint_minutes=1e-9)
+    (whole, expected), _ = run(), run(Fail(), **options)
+    resumed, count = run(resume=True, **options)
+    assert count == expected and same(whole, resumed)
