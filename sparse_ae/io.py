@@ -155,7 +155,7 @@ def _warn_if_configs_differ(folder:Path) -> None:
 def _build_model(cls:type, config:dict, tensors:dict[str, Tensor], folder:Path,
                  device:torch.device) -> BaseSparseAutoencoder:
     "Make a model with these weights, which must have its shapes. Raises `ValueError`."
-    problem = f"the files in {folder} do not make a {cls.__name__}"
+    problem = f"{folder/WEIGHTS} and its configuration do not make a {cls.__name__}"
     try: expected = cls(device='meta', **config).state_dict()   # allocates nothing
     except Exception as e: raise ValueError(f"{problem}: {e}") from None
     for name in [*expected, *tensors]:

@@ -19,7 +19,7 @@ import torch
 from kills import REFUSED, configurations, results, run
 
 from sparse_ae import Callback
-from sparse_ae.io import CHECKPOINT
+from sparse_ae.io import CHECKPOINT, Checkpoint
 
 
 class KeepCheckpoints(Callback):
@@ -27,7 +27,7 @@ class KeepCheckpoints(Callback):
     def __init__(self, folder): self.folder, self.copies = folder, []
 
     def before_fit(self, trainer):
-        self.checkpoint, = (c for c in trainer.callbacks if hasattr(c, 'minutes'))
+        self.checkpoint, = (c for c in trainer.callbacks if isinstance(c, Checkpoint))
         self.checkpoint.minutes = None
 
     def keep(self, trainer):
