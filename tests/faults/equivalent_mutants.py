@@ -34,6 +34,12 @@ _TABLE = [
     ('each dtype is one object', 'models', [
         ('- if value.dtype != self.dtype and not autocast_enabled(value):',
          '+ if value.dtype is not self.dtype and not autocast_enabled(value):')]),
+    ('functions are equal if they are one object', 'io', [
+        ('- return [c for c in trainer.callbacks if type(c).state_dict is not Callback.state_dict]',
+         '+ return [c for c in trainer.callbacks if type(c).state_dict != Callback.state_dict]')]),
+    ('the remainder of numbers above 0 is never negative', 'io', [
+        ('- if self.epochs: is_due = trainer.epoch % self.epochs == 0',
+         '+ if self.epochs: is_due = trainer.epoch % self.epochs <= 0')]),
     ('functions are equal if they are one object', 'models', [
         ('- inspect.getattr_static(cls, name) is not inspect.getattr_static(own, name))',
          '+ inspect.getattr_static(cls, name) != inspect.getattr_static(own, name))')]),
