@@ -1,8 +1,9 @@
 """Throughput of capture, and of training from a store; writes networks.md.
 
-    python benchmarks/networks.py            # about five minutes on 2 cores
+    python benchmarks/networks.py            # about 15 minutes on 2 cores
     python benchmarks/networks.py capture    # one part only; networks.md is not changed
 """
+import ctypes
 import json
 import os
 import statistics
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +25,7 @@ from sparse_ae.networks.capture import Activations, capture
 from sparse_ae.networks.store import ActivationStore, StoreWriter
 
 HERE = Path(__file__).resolve().parent
-WIDTH, HEADS, LENGTH, BATCH = 384, 12, 128, 4
-N_BATCHES = 128    # many, since the first one is computed to its end
+WIDTH, HEADS, LENGTH = 384, 12, 128
 
 
 class Layer(nn.Module):
@@ -56,50 +57,78 @@ class Encoder(nn.Module):
         return x
 
 
-def batches(n, padded=False):
-    "Batches of token ids; half of the tokens are padding, if wanted."
+def batches(size, padded=False):
+    "192 samples of token ids in batches; half of the tokens are padding, if wanted."
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, 30_000, (n, BATCH, LENGTH), generator=generator)
-    if not padded: return [dict(input_ids=i) for i in ids]
-    lengths = torch.randint(1, LENGTH + 1, (n, BATCH, 1), generator=generator)
+    ids = torch.randint(2, 30_000, (192, LENGTH), generator=generator)
+    lengths = torch.randint(1, LENGTH + 1, (192, 1), generator=generator)
     mask = (torch.arange(LENGTH) < lengths).long()
-    return [dict(input_ids=i, attention_mask=m) for i, m in zip(ids, mask)]
+    return [dict(input_ids=i, attention_mask=m) if padded else dict(input_ids=i)
+            for i, m in zip(ids.split(size), mask.split(size))]
 
 
-def timed(functions, rounds):
-    "Seconds and processor seconds of each function in each round, called alternately."
+class Inputs:
+    """Batches for one call. `start` is when the second batch was requested: a capture computes the
+    first one to its end, which is no part of its throughput."""
+    def __init__(self, batches): self.batches = batches
+
+    def __iter__(self):
+        yield self.batches[0]
+        self.start = time.perf_counter(), time.process_time()
+        yield from self.batches[1:]
+
+
+def timed(functions, batches, rounds):
+    """Seconds and processor seconds of each function in each round, called alternately.
+
+    A function gets the batches and an empty folder, which is removed after the call: the page cache
+    is then made of memory that was used before, as on a machine that has run for a while."""
     times = {name: ([], []) for name in functions}
     for number in range(rounds + 1):
         for name, function in list(functions.items())[::-1 if number % 2 else 1]:
-            start = time.perf_counter(), time.process_time()
-            function()
+            inputs = Inputs(batches)
+            with tempfile.TemporaryDirectory() as folder:
+                function(inputs, folder)
+                end = time.perf_counter(), time.process_time()
             if not number: continue      # round 0 warms up
-            times[name][0].append(time.perf_counter() - start[0])
-            times[name][1].append(time.process_time() - start[1])
+            for values, first, last in zip(times[name], inputs.start, end):
+                values.append(last - first)
     return times
+
+
+def keep_freed_memory():
+    """Set glibc's allocator not to return freed memory to the system.
+
+    Otherwise a forward pass has 2,000 page faults or none, which depends on what else the process
+    has in memory, and may be slower alone than within a capture."""
+    glibc = ctypes.CDLL(None)
+    glibc.mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD
+    glibc.mallopt(-3, 2**25)        # M_MMAP_THRESHOLD
 
 
 def captures(rounds):
     "Forward passes to the third layer alone, relative to capture and to live activations."
+    keep_freed_memory()
     model, rows = Encoder().eval(), []
 
     @torch.no_grad()
-    def bare(inputs):
+    def bare(inputs, folder):
         model.depth = 3
         for batch in inputs: model(**batch)
         model.depth = 6
 
-    for kind, inputs in (('all tokens', batches(N_BATCHES)),
-                         ('padding left out', batches(N_BATCHES, padded=True))):
-        with tempfile.TemporaryDirectory() as folder:
-            count = iter(range(10**6))
-            store = lambda **options: capture(model, 'layers.2', inputs, f'{folder}/{next(count)}',
-                                              verbose=0, shard_bytes=2**23, **options)
-            live = Activations(model, 'layers.2', inputs, batch_size=1024, buffer_rows=2**13)
-            times = timed({
-                'bare': lambda: bare(inputs), 'capture in float32': store,
-                'capture in bfloat16': lambda: store(dtype=torch.bfloat16),
-                'live activations': lambda: [len(x) for x in live]}, rounds)
+    def store(inputs, folder, dtype=torch.float32):
+        capture(model, 'layers.2', inputs, folder, dtype=dtype, verbose=0, shard_bytes=2**23)
+
+    def live(inputs, folder):
+        for _ in Activations(model, 'layers.2', inputs, batch_size=1024, buffer_rows=2**13): pass
+
+    functions = {'bare': bare, 'capture in float32': store,
+                 'capture in bfloat16': partial(store, dtype=torch.bfloat16),
+                 'live activations': live}
+    for kind, inputs in (('batches of 32', batches(32)), ('batches of 4', batches(4)),
+                         ('batches of 32, padding left out', batches(32, padded=True))):
+        times = timed(functions, inputs, 6 * rounds)   # short, as the machine varies
         for number, unit in enumerate(('', ', processor time')):
             seconds = {name: both[number] for name, both in times.items()}
             rows += [(f'forward pass alone / {name}, {kind}{unit}', ratio(seconds, 'bare', name),
@@ -204,5 +233,5 @@ PARTS = dict(capture=captures, training=trainings, reading=reading)
 
 
 if __name__ == '__main__':
-    run(__doc__, PARTS, 'Activations of networks', 'Medians over rounds of ratios within a round',
-        HERE/'networks.md', rounds=5)
+    run(__doc__, PARTS, 'Activations of networks', 'Medians over rounds of ratios within a round, '
+        'for captures over six times as many', HERE/'networks.md', rounds=5)

@@ -448,7 +448,7 @@ def write_safetensors(
     path:'str|Path',                    # File, which is replaced atomically
     tensors:dict[str, Tensor],          # Tensors by name
     metadata:'dict[str, str]|None'=None,    # Further entries of the header
-) -> None:
+) -> dict[str, str]:                     # Checksums by tensor, as they are in the file
     "Write a safetensors file with checksums. Raises `OSError` that names the file."
     metadata, end = dict(metadata or {}), 0
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
@@ -467,6 +467,7 @@ def write_safetensors(
     with atomic_write(path) as temporary, open(temporary, 'wb') as file:
         file.write(struct.pack('<Q', len(text)) + text)
         for name in names: file.write(_bytes_of(tensors[name]))
+    return checksums
 
 # %% ../nbs/18_files.ipynb #files39b
 _READABLE = {name: dtype for dtype, name in _DTYPES.items()} | {
@@ -502,7 +503,7 @@ class TensorFile(NamedTuple):
     "Contents of a safetensors file."
     tensors:dict[str, Tensor]       # Tensors by name
     metadata:dict[str, str]         # Further entries of the header, without the checksums
-    checked:bool                    # Whether the file had checksums
+    checksums:dict[str, str]        # Checksums by tensor; empty for a file without checksums
 
 def read_metadata(
     path:'str|Path',      # A safetensors file
@@ -526,11 +527,11 @@ def read_safetensors(
             if file.readinto(_bytes_of(tensor)) != tensor.nbytes: raise ValueError("it is cut off")
             tensors[name] = tensor
     text = metadata.pop(_CHECKSUMS, None)
-    if text is None: return TensorFile(tensors, metadata, False)
+    if text is None: return TensorFile(tensors, metadata, {})
     expected = parse_json(text, f'the checksums in {path}')
     found = {name: _checksum(tensor) for name, tensor in tensors.items()}
     found['__metadata__'] = _metadata_checksum(metadata)
-    if found == expected: return TensorFile(tensors, metadata, True)
+    if found == expected: return TensorFile(tensors, metadata, found)
     names = [name for name in found if not isinstance(expected, dict)
              or found[name] != expected.get(name)] or ['__metadata__']
     raise ValueError(f"{path} is damaged: the checksum of {names[0]} is not the one that was "

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import warnings
 import weakref
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -187,7 +190,7 @@ def change_json(path, **changes):
     (lambda s: index(s).unlink(), FileNotFoundError, 'store.json'),
     (lambda s: index(s).write_bytes(b'\xff\xfe'), ValueError, 'store.json is not JSON'),
     (lambda s: index(s).write_text('[1]'), ValueError, 'store.json must hold a JSON object'),
-    (lambda s: change_json(index(s), format=2), ValueError, 'store.json has format 2'),
+    (lambda s: change_json(index(s), format=3), ValueError, 'store.json has format 3'),
     (lambda s: change_json(index(s), format='1'), ValueError, "store.json is damaged: .*'format'"),
     (lambda s: change_json(index(s), width=17), ValueError, '00000.safetensors must have activations'),
     (lambda s: change_json(index(s), dtype='float16'), ValueError, 'must have activations'),
@@ -198,7 +201,7 @@ def change_json(path, **changes):
     (lambda s: change_json(index(s), shards=[
         shard | dict(rows=10**6) for shard in json.loads(index(s).read_text())['shards']]),
      ValueError, 'store.json is damaged: 1000000 rows of .* bytes are more than 00000.safetensors has'),
-    (lambda s: change_json(index(s), shards=[dict(file='/etc/passwd', rows=1, bytes=1, sha256='')]),
+    (lambda s: change_json(index(s), shards=[dict(file='/etc/passwd', rows=1, bytes=1, checksums={})]),
      ValueError, 'no shard')])
 def test_damage_is_named(store, damage, error, message):
     damage(sorted(store.folder.glob('*.safetensors')))
@@ -237,8 +240,58 @@ def test_changed_bits_are_found_by_the_checksum(store):
     data[-7] ^= 1
     path.write_bytes(data)
     ActivationStore(store.folder)[:]
-    with pytest.raises(ValueError, match='00002.safetensors is damaged: its checksum'):
+    with pytest.raises(ValueError, match='00002.safetensors is damaged: the checksum of'):
         store.verify()
+
+
+def test_a_shard_of_another_store_is_found_by_the_checksum(store, original, tmp_path):
+    other = StoreWriter(tmp_path/'other', shard_bytes=2**15)
+    columns = {name: getattr(store, attribute)[:] for name, attribute in
+               dict(token_ids='token_ids', sample='samples', position='positions').items()}
+    other.append(store[:].neg(), columns)
+    other.close()
+    name = '00001.safetensors'
+    (store.folder/name).write_bytes((tmp_path/'other'/name).read_bytes())
+    rows = ActivationStore(store.folder)[:]       # can be read, since it has the same shape
+    assert (rows < 0).ne(original[:] < 0).any()
+    with pytest.raises(ValueError, match='00001.safetensors is damaged: its checksum is not that'):
+        store.verify()
+
+
+def as_format_1(folder):
+    "Change a store into one of format 1, whose shards `save_file` wrote."
+    record = json.loads((folder/STORE).read_text()) | dict(format=1)
+    for shard in record['shards']:
+        path = folder/shard['file']
+        with safe_open(path, 'pt') as file: first_row = file.metadata()['first_row']
+        save_file(load_file(path), path, metadata=dict(first_row=first_row))
+        del shard['checksums']
+        shard |= dict(bytes=path.stat().st_size, sha256=sha256(path.read_bytes()).hexdigest())
+    (folder/STORE).write_text(json.dumps(record))
+
+
+def test_stores_of_format_1_are_read_checked_and_continued(tmp_path, original):
+    options = dict(shard_bytes=2**15, verbose=0)
+    def interrupted():
+        yield from token_batches()[:20]
+        raise Interrupt
+    with pytest.raises(Interrupt):
+        capture(network(), '1.layers.0', interrupted(), tmp_path, **options)
+    as_format_1(tmp_path)
+    with pytest.warns(UserWarning, match='not complete'): old = ActivationStore(tmp_path)
+    assert torch.equal(old[:], original[:len(old)])
+    old.verify()
+    again = capture(network(), '1.layers.0', token_batches(), tmp_path, resume=True, **options)
+    assert torch.equal(again[:], original[:]) and again.record['format'] == 2
+    assert ['sha256' in shard for shard in again.record['shards']] == [
+        number < len(old.record['shards']) for number in range(len(again.record['shards']))]
+    again.verify()
+    path = tmp_path/'00000.safetensors'
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='00000.safetensors is damaged: its checksum'):
+        again.verify()
 
 
 def test_a_damaged_shard_stops_a_resumed_capture(store):
