@@ -1,6 +1,6 @@
 """Throughput of capture, and of training from a store; writes networks.md.
 
-    python benchmarks/networks.py            # about 15 minutes on 2 cores
+    python benchmarks/networks.py            # about 20 minutes on 2 cores
     python benchmarks/networks.py capture    # one part only; networks.md is not changed
 """
 import ctypes
@@ -127,7 +127,8 @@ def captures(rounds):
                  'capture in bfloat16': partial(store, dtype=torch.bfloat16),
                  'live activations': live}
     for kind, inputs in (('batches of 32', batches(32)), ('batches of 4', batches(4)),
-                         ('batches of 32, padding left out', batches(32, padded=True))):
+                         ('batches of 32, padding left out', batches(32, padded=True)),
+                         ('batches of 4, padding left out', batches(4, padded=True))):
         times = timed(functions, inputs, 6 * rounds)   # short, as the machine varies
         for number, unit in enumerate(('', ', processor time')):
             seconds = {name: both[number] for name, both in times.items()}

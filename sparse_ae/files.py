@@ -448,7 +448,7 @@ def write_safetensors(
     path:'str|Path',                    # File, which is replaced atomically
     tensors:dict[str, Tensor],          # Tensors by name
     metadata:'dict[str, str]|None'=None,    # Further entries of the header
-) -> dict[str, str]:                     # Checksums by tensor, as they are in the file
+) -> dict[str, str]:                    # Checksums by tensor, as they are in the file
     "Write a safetensors file with checksums. Raises `OSError` that names the file."
     metadata, end = dict(metadata or {}), 0
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
