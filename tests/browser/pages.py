@@ -48,7 +48,9 @@ class Page:
             except (WebDriverException, LookupError) as e: error = e
             if time.monotonic() > end:
                 self.screenshot('timeout')
-                raise TimeoutError(f'waited {seconds} s for {what}') from error
+                page = self.driver.execute_script('return document.body.innerText')
+                raise TimeoutError(f'waited {seconds} s for {what}, on a page with\n{page[-3000:]}'
+                                   ) from error
             time.sleep(0.05)
 
     def find(self, css, cell=None):
