@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_RATIO', 'MAX_UNPACKED', 'write_errors', 'atomic_write', 'check_writable', 'FolderLock', 'own_file', 'read_errors',
-           'read_bytes', 'parse_json', 'read_json', 'open_array', 'read_npz', 'npz_names', 'read_torch',
-           'write_safetensors', 'TensorFile', 'read_metadata', 'read_safetensors']
+           'read_bytes', 'parse_json', 'read_json', 'open_array', 'read_npz', 'npz_names', 'read_torch', 'bytes_of',
+           'safetensors_header', 'write_safetensors', 'TensorFile', 'read_metadata', 'read_safetensors']
 
 # %% ../nbs/18_files.ipynb #files004
 import errno
@@ -21,7 +21,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -61,6 +61,7 @@ def write_errors(
 # %% ../nbs/18_files.ipynb #files010
 _TEMPORARY = re.compile(r'\.sparse_ae-([0-9a-f]{8})-[0-9a-f]{12}\.tmp')
 _OLD = 3600.   # seconds, after which a folder of another machine has no writer
+_IN_USE:set[Path] = set()   # temporary folders of this process
 
 @cache
 def _machine() -> str:
@@ -95,19 +96,21 @@ def _make_temporary(folder:Path) -> 'tuple[Path, int|None]':
         with suppress(FileNotFoundError):   # another writer removed the folder before the lock
             lock = _open_folder(temporary)
             if lock is None or _try_lock(lock) is not False and _is_at(lock, temporary):
+                _IN_USE.add(temporary)
                 return temporary, lock
             os.close(lock)
 
 def _remove_temporary(temporary:Path, lock:'int|None') -> None:
     "Remove a temporary folder, then its lock."
     shutil.rmtree(temporary, ignore_errors=True)
+    _IN_USE.discard(temporary)
     if lock is not None: os.close(lock)
 
 def _remove_abandoned(folder:Path, now:float) -> None:
     "Remove temporary folders whose writers have ended."
     for path in folder.iterdir():
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None: continue
+        if match is None or path in _IN_USE: continue
         with suppress(OSError):   # of another user, or removed by another writer
             is_old = now - path.stat().st_mtime > _OLD
             if not is_old and match[1] != _machine(): continue
@@ -431,43 +434,56 @@ _DTYPES = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', tor
 
 _CHECKSUMS = 'sparse_ae_checksums'   # entry of the metadata
 
-def _bytes_of(tensor:Tensor) -> memoryview:
-    "Return the bytes of a tensor."
+def bytes_of(
+    tensor:Tensor,      # Any tensor
+) -> memoryview:
+    "Return the bytes of a tensor, without a copy if it is contiguous and on the CPU."
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 def _checksum(tensor:Tensor) -> str:
     "Return the CRC-32 of dtype, shape and bytes."
     start = zlib.crc32(f'{_DTYPES.get(tensor.dtype)} {tuple(tensor.shape)}'.encode())
-    return f'{zlib.crc32(_bytes_of(tensor), start):08x}'
+    return f'{zlib.crc32(bytes_of(tensor), start):08x}'
 
 def _metadata_checksum(metadata:dict[str, str]) -> str:
     "Return the CRC-32 of metadata."
     return f'{zlib.crc32(json.dumps(metadata, sort_keys=True).encode()):08x}'
 
+
+# %% ../nbs/18_files.ipynb #files38b
+def safetensors_header(
+    entries:'dict[str, tuple[torch.dtype, Sequence[int]]]',   # Dtype and shape by name, in order
+    metadata:dict[str, str],    # Further entries
+    size:int=0,                 # Smallest size in bytes, reached by spaces
+) -> bytes:                     # Length and JSON text
+    "Return the beginning of a safetensors file. Raises `TypeError` for an unknown dtype."
+    header:dict[str, dict] = {'__metadata__': metadata}
+    end = 0
+    for name, (dtype, shape) in entries.items():
+        if dtype not in _DTYPES: raise TypeError(f"{name} has the dtype {dtype}")
+        start, end = end, end + math.prod(shape)*dtype.itemsize
+        header[name] = dict(dtype=_DTYPES[dtype], shape=list(shape), data_offsets=[start, end])
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text = text.ljust(max(size - 8, len(text) + -len(text) % 8))
+    return struct.pack('<Q', len(text)) + text
+
 def write_safetensors(
     path:'str|Path',                    # File, which is replaced atomically
     tensors:dict[str, Tensor],          # Tensors by name
     metadata:'dict[str, str]|None'=None,    # Further entries of the header
-) -> dict[str, str]:                    # Checksums by tensor, as they are in the file
+) -> None:
     "Write a safetensors file with checksums. Raises `OSError` that names the file."
-    metadata, end = dict(metadata or {}), 0
+    metadata = dict(metadata or {})
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     checksums['__metadata__'] = _metadata_checksum(metadata)
-    header:dict[str, dict] = {'__metadata__': metadata | {_CHECKSUMS: json.dumps(checksums)}}
     # The widest first, so that all are aligned
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in _DTYPES: raise TypeError(f"{name} has the dtype {tensor.dtype}")
-        start, end = end, end + tensor.numel()*tensor.element_size()
-        header[name] = dict(dtype=_DTYPES[tensor.dtype], shape=list(tensor.shape),
-                            data_offsets=[start, end])
-    text = json.dumps(header, separators=(',', ':')).encode()
-    text += b' ' * (-len(text) % 8)
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    header = safetensors_header({name: (t.dtype, t.shape) for name, t in tensors.items()},
+                                metadata | {_CHECKSUMS: json.dumps(checksums)})
     with atomic_write(path) as temporary, open(temporary, 'wb') as file:
-        file.write(struct.pack('<Q', len(text)) + text)
-        for name in names: file.write(_bytes_of(tensors[name]))
-    return checksums
+        file.write(header)
+        for tensor in tensors.values(): file.write(bytes_of(tensor))
+
 
 # %% ../nbs/18_files.ipynb #files39b
 _READABLE = {name: dtype for dtype, name in _DTYPES.items()} | {
@@ -503,7 +519,7 @@ class TensorFile(NamedTuple):
     "Contents of a safetensors file."
     tensors:dict[str, Tensor]       # Tensors by name
     metadata:dict[str, str]         # Further entries of the header, without the checksums
-    checksums:dict[str, str]        # Checksums by tensor; empty for a file without checksums
+    checked:bool                    # Whether the file had checksums
 
 def read_metadata(
     path:'str|Path',      # A safetensors file
@@ -524,14 +540,14 @@ def read_safetensors(
         metadata, entries = _read_header(file)
         for name, entry in entries.items():
             tensor = torch.empty(entry['shape'], dtype=entry['dtype'], device='cpu')
-            if file.readinto(_bytes_of(tensor)) != tensor.nbytes: raise ValueError("it is cut off")
+            if file.readinto(bytes_of(tensor)) != tensor.nbytes: raise ValueError("it is cut off")
             tensors[name] = tensor
     text = metadata.pop(_CHECKSUMS, None)
-    if text is None: return TensorFile(tensors, metadata, {})
+    if text is None: return TensorFile(tensors, metadata, False)
     expected = parse_json(text, f'the checksums in {path}')
     found = {name: _checksum(tensor) for name, tensor in tensors.items()}
     found['__metadata__'] = _metadata_checksum(metadata)
-    if found == expected: return TensorFile(tensors, metadata, found)
+    if found == expected: return TensorFile(tensors, metadata, True)
     names = [name for name in found if not isinstance(expected, dict)
              or found[name] != expected.get(name)] or ['__metadata__']
     raise ValueError(f"{path} is damaged: the checksum of {names[0]} is not the one that was "

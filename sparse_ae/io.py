@@ -267,7 +267,7 @@ def read_state(
             if about['format'] > STATE_FORMAT:
                 raise ValueError(f"format {about['format']} of version {about['library']} of the "
                                  f"library; this version reads up to {STATE_FORMAT}: update it")
-            if not file.checksums: raise ValueError("it has no checksums")
+            if not file.checked: raise ValueError("it has no checksums")
             contents = file.metadata['contents']
         state = _unpack(parse_json(contents, 'its state'), file.tensors)
         if isinstance(state, dict): return state

@@ -2,6 +2,7 @@
 import copy
 import errno
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -169,6 +170,56 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, original):
     assert contents(tmp_path/'full') == contents(tmp_path/'whole')
 
 
+def test_a_writer_that_failed_has_ended_and_is_continued_by_another(tmp_path):
+    limits, x = resource.getrlimit(resource.RLIMIT_FSIZE), torch.randn(4000, 3)
+    parts = x.split(300)
+    writer = StoreWriter(tmp_path, shard_bytes=2**14)
+    for part in parts[:6]: writer.append(part)          # more than a shard
+    writer.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, limits[1]))
+    try:
+        with pytest.raises(OSError, match='00001.safetensors'):
+            for part in parts[6:]: writer.append(part)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for use in (lambda: writer.append(parts[0]), writer.close):
+        with pytest.raises(ValueError, match='has ended; use a new one with resume=True'): use()
+    assert contents(tmp_path).keys() == {STORE, '00000.safetensors'}
+    again = StoreWriter(tmp_path, shard_bytes=2**14, resume=True)
+    for part in parts[again.batches:]: again.append(part)
+    again.close()
+    assert torch.equal(ActivationStore(tmp_path)[:], x)
+
+
+def test_an_error_in_finishing_a_shard_is_raised_until_the_writer_ends(tmp_path, monkeypatch):
+    writer = StoreWriter(tmp_path, shard_bytes=2**12)
+    writer.append(torch.ones(1, 3))
+    def fsync(file): raise OSError(errno.EIO, 'Input/output error')
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with pytest.raises(OSError, match='00000.safetensors.*|could not be written'):
+        for _ in range(3): writer.append(torch.ones(300, 3))
+    monkeypatch.undo()
+    with pytest.raises(OSError, match='could not be written'): writer.wait()
+    with pytest.raises(ValueError, match='has ended'): writer.close()
+    assert contents(tmp_path).keys() == {STORE}
+
+
+@pytest.mark.parametrize('dtype', DTYPES.values())
+def test_shards_are_read_by_the_library_of_the_format(tmp_path, dtype):
+    "Also with an odd width, which leaves the columns without alignment."
+    x, sample = torch.randn(555, 7).to(dtype), torch.arange(555)
+    writer = StoreWriter(tmp_path, shard_bytes=2**12)
+    for rows in torch.arange(555).split(100):
+        writer.append(x[rows], dict(position=sample[rows] + 1, sample=sample[rows]))
+    writer.close()
+    paths = sorted(tmp_path.glob('*.safetensors'))
+    assert len(paths) > 2 and all(path.stat().st_size <= 2**12 for path in paths)
+    parts = [load_file(path) for path in paths]
+    assert torch.equal(torch.cat([part['activations'] for part in parts]), x)
+    assert torch.equal(torch.cat([part['sample'] for part in parts]), sample)
+    assert torch.equal(torch.cat([part['position'] for part in parts]), sample.int() + 1)
+    ActivationStore(tmp_path).verify()
+
+
 # ------------------------------------------------------------------------------------------ damage
 
 def index(shards):
@@ -224,13 +275,16 @@ def test_columns_of_a_writer_have_an_entry_for_each_row(tmp_path):
         writer.append(torch.ones(5, 3), dict(sample=torch.arange(4)))
     with pytest.raises(ValueError, match=r'shape \(n, width\), got \(5,\) of torch.float32'):
         writer.append(torch.ones(5))
-    writer.append(torch.ones(5, 3), dict(sample=torch.arange(5)))
+    rows, sample = torch.ones(5, 3), torch.arange(5)
+    writer.append(rows, dict(sample=sample))
+    rows.zero_(), sample.zero_()        # what is appended is written
     with pytest.raises(ValueError, match='columns must be .*sample.*, as before, got'):
         writer.append(torch.ones(5, 3))
     with pytest.raises(ValueError, match='rows must have width 3, as those before, got width 4'):
         writer.append(torch.ones(5, 4), dict(sample=torch.arange(5)))
     writer.close()
-    assert ActivationStore(tmp_path).samples[:].tolist() == [0, 1, 2, 3, 4]
+    store = ActivationStore(tmp_path)
+    assert store.samples[:].tolist() == [0, 1, 2, 3, 4] and torch.equal(store[:], torch.ones(5, 3))
 
 
 def test_changed_bits_are_found_by_the_checksum(store):
@@ -254,7 +308,7 @@ def test_a_shard_of_another_store_is_found_by_the_checksum(store, original, tmp_
     (store.folder/name).write_bytes((tmp_path/'other'/name).read_bytes())
     rows = ActivationStore(store.folder)[:]       # can be read, since it has the same shape
     assert (rows < 0).ne(original[:] < 0).any()
-    with pytest.raises(ValueError, match='00001.safetensors is damaged: its checksum is not that'):
+    with pytest.raises(ValueError, match='damaged: the checksum of activations is not that'):
         store.verify()
 
 
@@ -290,7 +344,7 @@ def test_stores_of_format_1_are_read_checked_and_continued(tmp_path, original):
     data = bytearray(path.read_bytes())
     data[-7] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match='00000.safetensors is damaged: its checksum'):
+    with pytest.raises(ValueError, match='00000.safetensors is damaged: the checksum of the file'):
         again.verify()
 
 

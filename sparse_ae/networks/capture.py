@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..activations import eval_mode
 from ..callbacks import progress_bar
+from ..files import bytes_of
 from .hooks import (check_inputs, find_module, hooked, kept_mask, run_model,
                                       to_device, to_rows, token_ids)
 from .store import ActivationStore, StoreWriter, check_finite
@@ -86,10 +87,10 @@ def kept_rows(
         mask = allowed if mask is None else mask.to(ids.device) & allowed
     index = (torch.arange(math.prod(leading), device='cpu') if mask is None else
              mask.reshape(-1).nonzero()[:, 0])
-    rows = {name: to_rows(a, channels) for name, a in activations.items()}
-    if mask is not None: rows = {name: r[index.to(r.device)] for name, r in rows.items()}
+    kept = lambda values: values if mask is None else values[index.to(values.device)]
+    rows = {name: kept(to_rows(a, channels)) for name, a in activations.items()}
     columns = dict(sample=index // math.prod(leading[1:]), position=index % math.prod(leading[1:]))
-    if ids is not None: columns['token_ids'] = ids.reshape(-1)[index.to(ids.device)]
+    if ids is not None: columns['token_ids'] = kept(ids.reshape(-1))
     return CapturedRows(rows, {k: v.cpu() for k, v in columns.items()}, [*leading, 1][0])
 
 # %% ../../nbs/networks/02_capture.ipynb #captr015
@@ -136,9 +137,7 @@ def _tensors(value:Any) -> Iterator[Tensor]:
 
 def _checksum(batch:Any, before:int) -> int:
     "Return the checksum of all batches up to this one."
-    for t in _tensors(batch):
-        t = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        before = zlib.crc32(t.numpy().data, before)
+    for tensor in _tensors(batch): before = zlib.crc32(bytes_of(tensor), before)
     return before
 
 def _remaining_batches(inputs:Iterable, start:int, expected:int) -> Iterator[tuple[int, Any, int]]:
@@ -220,7 +219,7 @@ def capture(
                                  source=dict(module=name, **settings))
                for name, folder in folders.items()}
     with ExitStack() as stack:
-        for writer in writers.values(): stack.callback(writer.wait)    # after an error as well
+        for writer in writers.values(): stack.callback(writer.discard)   # after an error
         stack.enter_context(eval_mode(model))   # once, not for each batch
         if not all(writer.record['complete'] for writer in writers.values()):
             _fill(writers, source, inputs, max_rows, verbose)

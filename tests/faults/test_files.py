@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import sparse_ae
 from mutations import campaign
@@ -29,7 +30,9 @@ from sparse_ae.files import (FolderLock, atomic_write, read_safetensors, read_to
 from sparse_ae.io import CHECKPOINT, CONFIG, WEIGHTS, read_state, write_state
 from sparse_ae.lab.display import LiveCurves
 from sparse_ae.lab.page import FeatureExplorer
+from sparse_ae.networks.capture import capture
 from sparse_ae.networks.formats import load
+from sparse_ae.networks.store import ActivationStore
 from sparse_ae.training import Trainer
 
 X = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
@@ -130,6 +133,15 @@ def resumed(folder, seed=1, **options):
     assert not trainer.started and trainer.epoch == 0 and not trainer.optimizer.state
     for name, value in m.state_dict().items(): assert torch.equal(value, before[name]), name
     return str(caught.value)
+
+
+def test_without_locks_a_slow_file_of_this_process_is_not_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sparse_ae.files, 'fcntl', None)
+    monkeypatch.setattr(sparse_ae.files, '_OLD', -1.)      # as after an hour
+    with atomic_write(tmp_path/'slow') as slow:
+        with atomic_write(tmp_path/'quick') as quick: quick.write_text('b')
+        slow.write_text('a')
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict(slow='a', quick='b')
 
 
 def test_a_flipped_bit_of_a_checkpoint_is_named_as_damage(tmp_path):
@@ -357,6 +369,23 @@ def test_a_disk_that_fills_up_ends_the_run_with_the_best_weights(small_disk):
 
 class Never(Callback):
     def before_epoch(self, trainer): raise AssertionError('an epoch was begun')
+
+
+def test_a_capture_that_fills_the_disk_is_resumed_when_there_is_room(small_disk):
+    rows, folder = torch.randn(1500, 16).split(100), small_disk/'store'
+    options = dict(shard_bytes=2**14, verbose=0)
+    fill(small_disk, 2**16)
+    with pytest.raises(OSError) as caught: capture(nn.Identity(), '', rows, folder, **options)
+    error = caught.value        # a shard, or store.json
+    assert error.errno == errno.ENOSPC and Path(error.filename).parent == folder, error
+    assert 'can be resumed' in str(error)
+    with pytest.warns(UserWarning, match='not complete'): written = ActivationStore(folder)
+    assert len(written) > 300 and torch.equal(written[:], torch.cat(rows)[:len(written)])
+    assert {path.suffix for path in folder.iterdir()} == {'.json', '.safetensors'}
+    (small_disk/'ballast').unlink()
+    whole = capture(nn.Identity(), '', rows, folder, resume=True, **options)
+    assert torch.equal(whole[:], torch.cat(rows))
+    whole.verify()
 
 
 def test_a_disk_without_room_is_noticed_before_the_first_epoch(small_disk):
