@@ -1,6 +1,6 @@
 """Throughput of capture, and of training from a store; writes networks.md.
 
-    python benchmarks/networks.py            # about 20 minutes on 2 cores
+    python benchmarks/networks.py            # about half an hour on 2 cores
     python benchmarks/networks.py capture    # one part only; networks.md is not changed
 """
 import ctypes
@@ -100,7 +100,7 @@ def keep_freed_memory():
     """Set glibc's allocator not to return freed memory to the system.
 
     Otherwise a forward pass has 2,000 page faults or none, which depends on what else the process
-    has in memory, and may be slower alone than within a capture."""
+    has in memory, and may be slower alone than within a capture; so may a training from memory."""
     glibc = ctypes.CDLL(None)
     glibc.mallopt(-1, 2**31 - 1)    # M_TRIM_THRESHOLD
     glibc.mallopt(-3, 2**25)        # M_MMAP_THRESHOLD
@@ -151,18 +151,21 @@ def write_rows(folder, n):
 
 CHILD = r'''
 import json, re, resource, sys, time, torch
+folder, kind, here, buffer_bytes, allowed = *sys.argv[1:4], *map(int, sys.argv[4:])
+sys.path.insert(0, here)
+from networks import keep_freed_memory
 from sparse_ae import data
 from sparse_ae.networks.store import ActivationStore
 from sparse_ae.models import SparseAutoencoder
 from sparse_ae.activations import TopK
 from sparse_ae.training import Trainer
-folder, kind, buffer_bytes, allowed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 def used(key): return 1024 * int(re.search(key + r':\s*(\d+)', open('/proc/self/status').read())[1])
 def trainer(rows):
     torch.manual_seed(0)
     model = SparseAutoencoder(384, 3072, hidden_dims=(), activation=TopK(32), decoder_norm='atom')
     return Trainer(model, rows, val, 1, 1e-3, 1, batch_size=1024, seed=0, verbose=0,
                    sparsity_type='none', revive=None)
+keep_freed_memory()
 store = ActivationStore(folder)
 val = store[:1024]
 trainer(store[:4096]).fit()                       # warm up: threads, engines
@@ -190,12 +193,12 @@ def trainings(rounds):
                 for path in Path(folder).glob('*.safetensors'):      # out of the page cache
                     with open(path, 'rb') as file:
                         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            out = subprocess.run([sys.executable, '-c', CHILD, folder, kind, str(size // 8),
-                                  str(allowed)], capture_output=True, text=True)
+            out = subprocess.run([sys.executable, '-c', CHILD, folder, kind, str(HERE),
+                                  str(size // 8), str(allowed)], capture_output=True, text=True)
             if out.returncode: raise RuntimeError(out.stderr[-2000:])
             return json.loads(out.stdout)
         seconds = {'memory': ([], []), 'store': ([], [])}
-        for number in range(rounds):
+        for number in range(3 * rounds):
             for kind in list(seconds)[::-1 if number % 2 else 1]:
                 both = epoch(kind, size // 2 if kind == 'store' else 0)
                 for values, value in zip(seconds[kind], both): values.append(value)
@@ -234,5 +237,5 @@ PARTS = dict(capture=captures, training=trainings, reading=reading)
 
 
 if __name__ == '__main__':
-    run(__doc__, PARTS, 'Activations of networks', 'Medians over rounds of ratios within a round, '
-        'for captures over six times as many', HERE/'networks.md', rounds=5)
+    run(__doc__, PARTS, 'Activations of networks', 'Medians over rounds of ratios within a round; '
+        'six times as many for captures, three times for trainings', HERE/'networks.md', rounds=5)

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 import weakref
 from hashlib import sha256
@@ -23,6 +24,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 import sparse_ae.data
+import sparse_ae.networks.store as store_module
 from sparse_ae import SparseAutoencoder, evaluate_sparse_autoencoder, sweep, train_val_split
 from sparse_ae.activations import TopK
 from sparse_ae.callbacks import Callback, StartFromData
@@ -180,6 +182,7 @@ def test_a_writer_that_failed_has_ended_and_is_continued_by_another(tmp_path):
     try:
         with pytest.raises(OSError, match='00001.safetensors'):
             for part in parts[6:]: writer.append(part)
+            writer.close()
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     for use in (lambda: writer.append(parts[0]), writer.close):
         with pytest.raises(ValueError, match='has ended; use a new one with resume=True'): use()
@@ -197,6 +200,7 @@ def test_an_error_in_finishing_a_shard_is_raised_until_the_writer_ends(tmp_path,
     monkeypatch.setattr(os, 'fsync', fsync)
     with pytest.raises(OSError, match='00000.safetensors.*|could not be written'):
         for _ in range(3): writer.append(torch.ones(300, 3))
+        writer.wait()
     monkeypatch.undo()
     with pytest.raises(OSError, match='could not be written'): writer.wait()
     with pytest.raises(ValueError, match='has ended'): writer.close()
@@ -218,6 +222,41 @@ def test_shards_are_read_by_the_library_of_the_format(tmp_path, dtype):
     assert torch.equal(torch.cat([part['sample'] for part in parts]), sample)
     assert torch.equal(torch.cat([part['position'] for part in parts]), sample.int() + 1)
     ActivationStore(tmp_path).verify()
+
+
+def test_rows_that_wait_to_be_written_are_limited(tmp_path, monkeypatch):
+    write = store_module._Shard.append
+    def slow(*args):
+        time.sleep(0.2)
+        write(*args)
+    monkeypatch.setattr(store_module._Shard, 'append', slow)
+    monkeypatch.setattr(store_module, 'WAITING_BYTES', 2000)
+    writer = StoreWriter(tmp_path)
+    for _ in range(6):
+        writer.append(torch.ones(100, 2))       # 800 bytes
+        assert sum(size for _, size in writer.jobs) <= 2000
+    assert len(writer.jobs) == 2
+    writer.close()
+    assert len(ActivationStore(tmp_path)) == 600
+
+
+MEMORY = '''
+import resource, sys, torch
+from sparse_ae.networks.store import StoreWriter
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+writer, rows = StoreWriter(sys.argv[1]), torch.ones(4096, 384)      # 6 MiB
+writer.append(rows)
+before = peak()
+for _ in range(60): writer.append(rows)
+writer.close()
+print(len(writer.record['shards']), peak() - before)
+'''
+
+
+def test_a_writer_needs_no_memory_for_a_shard(tmp_path):
+    done = subprocess.run([sys.executable, '-c', MEMORY, tmp_path], capture_output=True, text=True)
+    shards, mebibytes = map(int, done.stdout.split())
+    assert shards == 2 and mebibytes < 200      # 64 may wait; a shard has 256
 
 
 # ------------------------------------------------------------------------------------------ damage
