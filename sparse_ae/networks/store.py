@@ -337,7 +337,7 @@ def close(
 
 @patch
 def discard(self:StoreWriter) -> None:
-    "End the writer: write what waits, and remove the shard that is not full."
+    "End the writer: write the rows that wait, and remove the shard that is not full."
     self.ended = True
     self.thread.shutdown()
     for shard in self.open_shards: shard.discard()
