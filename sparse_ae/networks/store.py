@@ -67,9 +67,18 @@ def check_finite(
                      f"NaN or infinity (as {rows.dtype}), the first one at "
                      + ', '.join(f"{name} {number}" for name, number in place.items()))
 
-# %% ../../nbs/networks/01_store.ipynb #store45a
+# %% ../../nbs/networks/01_store.ipynb #store45c
 HEADER_BYTES = 2**10   # at the beginning of a shard
 
+def _checksum(tensor:Tensor) -> str:
+    "Return the CRC-32 of the bytes of a tensor."
+    return f'{zlib.crc32(bytes_of(tensor)):08x}'
+
+class _Discarded(Exception):
+    "Ends the block in which a shard is written."
+
+
+# %% ../../nbs/networks/01_store.ipynb #store45a
 class _Shard:
     "Shard that is being written: its rows are in a temporary file, its columns in memory."
     def __init__(self, path:Path, dtype:torch.dtype, width:int, columns:list[str]):
@@ -88,36 +97,25 @@ class _Shard:
         self.checksum, self.rows = zlib.crc32(data, self.checksum), self.rows + len(rows)
         for name, values in columns.items(): self.columns[name].append(values)
 
+    def finish(self, first_row:int) -> dict:
+        "Write columns and header, and name the file; return its entry in `store.json`."
+        columns = {name: torch.cat(parts) for name, parts in self.columns.items()}
+        header = safetensors_header(
+            dict(activations=(self.dtype, (self.rows, self.width)),
+                 **{name: (values.dtype, values.shape) for name, values in columns.items()}),
+            {'first_row': str(first_row)}, HEADER_BYTES)
+        with _named_errors(self.path), self.block:
+            for values in columns.values(): self.file.write(bytes_of(values))
+            self.file.seek(0)
+            self.file.write(header)
+        checksums = dict(activations=f'{self.checksum:08x}',
+                         **{name: _checksum(values) for name, values in columns.items()})
+        return dict(file=self.path.name, rows=self.rows, bytes=self.path.stat().st_size,
+                    checksums=checksums)
 
-# %% ../../nbs/networks/01_store.ipynb #store45c
-def _checksum(tensor:Tensor) -> str:
-    "Return the CRC-32 of the bytes of a tensor."
-    return f'{zlib.crc32(bytes_of(tensor)):08x}'
-
-class _Discarded(Exception):
-    "Ends the block in which a shard is written."
-
-@patch
-def finish(self:_Shard, first_row:int) -> dict:
-    "Write columns and header, and name the file; return its entry in `store.json`."
-    columns = {name: torch.cat(parts) for name, parts in self.columns.items()}
-    header = safetensors_header(
-        dict(activations=(self.dtype, (self.rows, self.width)),
-             **{name: (values.dtype, values.shape) for name, values in columns.items()}),
-        {'first_row': str(first_row)}, HEADER_BYTES)
-    with _named_errors(self.path), self.block:
-        for values in columns.values(): self.file.write(bytes_of(values))
-        self.file.seek(0)
-        self.file.write(header)
-    checksums = dict(activations=f'{self.checksum:08x}',
-                     **{name: _checksum(values) for name, values in columns.items()})
-    return dict(file=self.path.name, rows=self.rows, bytes=self.path.stat().st_size,
-                checksums=checksums)
-
-@patch
-def discard(self:_Shard) -> None:
-    "Remove the temporary file. Bytes that cannot be written any more are no error."
-    with suppress(_Discarded, OSError), self.block: raise _Discarded
+    def discard(self) -> None:
+        "Remove the temporary file. Bytes that cannot be written any more are no error."
+        with suppress(_Discarded, OSError), self.block: raise _Discarded
 
 
 # %% ../../nbs/networks/01_store.ipynb #store011
