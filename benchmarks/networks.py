@@ -1,6 +1,6 @@
 """Throughput of capture, and of training from a store; writes networks.md.
 
-    python benchmarks/networks.py            # about half an hour on 2 cores
+    python benchmarks/networks.py            # about 40 minutes on 2 cores
     python benchmarks/networks.py capture    # one part only; networks.md is not changed
 """
 import ctypes
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -58,42 +59,43 @@ class Encoder(nn.Module):
 
 
 def batches(size, padded=False):
-    "192 samples of token ids in batches; half of the tokens are padding, if wanted."
+    "384 samples of token ids in batches; half of the tokens are padding, if wanted."
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, 30_000, (192, LENGTH), generator=generator)
-    lengths = torch.randint(1, LENGTH + 1, (192, 1), generator=generator)
+    ids = torch.randint(2, 30_000, (384, LENGTH), generator=generator)
+    lengths = torch.randint(1, LENGTH + 1, (384, 1), generator=generator)
     mask = (torch.arange(LENGTH) < lengths).long()
     return [dict(input_ids=i, attention_mask=m) if padded else dict(input_ids=i)
             for i, m in zip(ids.split(size), mask.split(size))]
 
 
-class Inputs:
-    """Batches for one call. `start` is when the second batch was requested: a capture computes the
-    first one to its end, which is no part of its throughput."""
-    def __init__(self, batches): self.batches = batches
+class Alternating:
+    """Batches for one call, in blocks; after each block, the forward pass alone on its batches.
+
+    So both see the same machine, whose speed changes within seconds. `times` are the seconds and
+    processor seconds of the two. The first batch of a block is not timed, and neither is what is
+    still being written at its end: so each timed batch has the writing of the batch before it."""
+    def __init__(self, batches, forward, block):
+        self.batches, self.forward, self.block = batches, forward, block
+        self.times = {'call': [0, 0], 'forward': [0, 0]}
 
     def __iter__(self):
-        yield self.batches[0]
-        self.start = time.perf_counter(), time.process_time()
-        yield from self.batches[1:]
+        blocks = [self.batches[start:start + self.block]
+                  for start in range(0, len(self.batches), self.block)]
+        for number, (first, *others) in enumerate(blocks):
+            yield first
+            with self.timed('call'): yield from others
+            first, *others = blocks[number - len(blocks) // 2]
+            self.forward(first)
+            with self.timed('forward'):
+                for batch in others: self.forward(batch)
 
-
-def timed(functions, batches, rounds):
-    """Seconds and processor seconds of each function in each round, called alternately.
-
-    A function gets the batches and an empty folder, which is removed after the call: the page cache
-    is then made of memory that was used before, as on a machine that has run for a while."""
-    times = {name: ([], []) for name in functions}
-    for number in range(rounds + 1):
-        for name, function in list(functions.items())[::-1 if number % 2 else 1]:
-            inputs = Inputs(batches)
-            with tempfile.TemporaryDirectory() as folder:
-                function(inputs, folder)
-                end = time.perf_counter(), time.process_time()
-            if not number: continue      # round 0 warms up
-            for values, first, last in zip(times[name], inputs.start, end):
-                values.append(last - first)
-    return times
+    @contextmanager
+    def timed(self, name):
+        "Add the time of the block to that of `name`."
+        start = time.perf_counter(), time.process_time()
+        yield
+        end = time.perf_counter(), time.process_time()
+        self.times[name] = [t + b - a for t, a, b in zip(self.times[name], start, end)]
 
 
 def keep_freed_memory():
@@ -107,14 +109,17 @@ def keep_freed_memory():
 
 
 def captures(rounds):
-    "Forward passes to the third layer alone, relative to capture and to live activations."
+    """Forward passes to the third layer alone, relative to capture and to live activations.
+
+    A call writes into an empty folder, which is removed after it: the page cache is then made of
+    memory that was used before, as on a machine that has run for a while."""
     keep_freed_memory()
     model, rows = Encoder().eval(), []
 
     @torch.no_grad()
-    def bare(inputs, folder):
+    def forward(batch):
         model.depth = 3
-        for batch in inputs: model(**batch)
+        model(**batch)
         model.depth = 6
 
     def store(inputs, folder, dtype=torch.float32):
@@ -123,17 +128,22 @@ def captures(rounds):
     def live(inputs, folder):
         for _ in Activations(model, 'layers.2', inputs, batch_size=1024, buffer_rows=2**13): pass
 
-    functions = {'bare': bare, 'capture in float32': store,
+    functions = {'capture in float32': store,
                  'capture in bfloat16': partial(store, dtype=torch.bfloat16),
                  'live activations': live}
-    for kind, inputs in (('batches of 32', batches(32)), ('batches of 4', batches(4)),
-                         ('batches of 32, padding left out', batches(32, padded=True)),
-                         ('batches of 4, padding left out', batches(4, padded=True))):
-        times = timed(functions, inputs, 6 * rounds)   # short, as the machine varies
-        for number, unit in enumerate(('', ', processor time')):
-            seconds = {name: both[number] for name, both in times.items()}
-            rows += [(f'forward pass alone / {name}, {kind}{unit}', ratio(seconds, 'bare', name),
-                      'at least 0.95') for name in seconds if name != 'bare']
+    for size, padded in ((32, False), (4, False), (32, True), (4, True)):
+        ratios = {name: [] for name in functions}
+        for number in range(3 * rounds + 1):
+            for name, function in list(functions.items())[::-1 if number % 2 else 1]:
+                inputs = Alternating(batches(size, padded), forward, block=3 if size == 32 else 6)
+                with tempfile.TemporaryDirectory() as folder: function(inputs, folder)
+                alone, within = inputs.times['forward'], inputs.times['call']
+                if number: ratios[name].append([a / b for a, b in zip(alone, within)])
+        for index, unit in enumerate(('', ', processor time')):   # round 0 warmed up
+            rows += [(f"forward pass alone / {name}, batches of {size}"
+                      f"{', padding left out' if padded else ''}{unit}",
+                      statistics.median(both[index] for both in values), 'at least 0.95')
+                     for name, values in ratios.items()]
     return rows
 
 
@@ -238,4 +248,4 @@ PARTS = dict(capture=captures, training=trainings, reading=reading)
 
 if __name__ == '__main__':
     run(__doc__, PARTS, 'Activations of networks', 'Medians over rounds of ratios within a round; '
-        'six times as many for captures, three times for trainings', HERE/'networks.md', rounds=5)
+        'three times as many for captures and trainings', HERE/'networks.md', rounds=5)

@@ -172,6 +172,6 @@ PARTS = dict(dictionary=known_dictionary, patches=patches)
 
 if __name__ == '__main__':
     run(__doc__, PARTS, 'Quality of the dictionaries',
-        'Means over seeds, on held-out data; scikit-learn with one seed and '
+        'Held-out data, one seed in each round; scikit-learn with one seed and '
         f'{SECONDS} seconds', Path(__file__).with_suffix('.md'), rounds=1,
         header=('data', 'method', 'MCC', 'explained variance', 'L0', 'dead latents (%)'))

@@ -34,8 +34,8 @@ def run(
              *(f"| {' | '.join(map(cell, row))} |" for row in rows)]
     print('\n'.join(lines))
     if args.part is None:
-        many = f'{args.rounds} rounds, ' if args.rounds > 1 else ''
-        where = (f'{many}{torch.get_num_threads()} threads, torch '
+        rounds = f'{args.rounds} round' + ('s' if args.rounds > 1 else '')
+        where = (f'{rounds}, {torch.get_num_threads()} threads, torch '
                  f'{torch.__version__}, {platform.machine()} with '
                  f'{torch.backends.cpu.get_cpu_capability()}')
         text = f'{intro} ({where}). Written by `python benchmarks/{Path(sys.argv[0]).name}`.'

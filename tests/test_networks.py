@@ -156,6 +156,130 @@ def test_rows_are_limited_and_the_limit_is_part_of_the_capture(tmp_path):
                 **options)
 
 
+def interrupted(batches, folder, stop=20, **options):
+    "Capture `stop` batches; the input ends with an error."
+    def some():
+        yield from batches[:stop]
+        raise Interrupt
+    with pytest.raises(Interrupt):
+        capture(network(), '1.layers.0', some(), folder, shard_bytes=2**13, verbose=0, **options)
+
+
+def resumed(batches, folder, **options):
+    return capture(network(), '1.layers.0', batches, folder, shard_bytes=2**13, verbose=0,
+                   resume=True, **options)
+
+
+@pytest.mark.parametrize('change', ['others', 'fewer'])
+def test_a_resumed_capture_needs_the_same_batches_even_if_no_more_follow(tmp_path, change):
+    batches = token_batches()
+    interrupted(batches, tmp_path)
+    record = json.loads((tmp_path/STORE).read_text())
+    assert record['rows_of_next']       # a part of the next batch is written as well
+    passed = record['batches']
+    if change == 'others': inputs, message = token_batches(80)[40:40 + passed], 'others among the'
+    else: inputs, message = batches[:passed], f'the {passed + 1} batches .* got {passed}'
+    with pytest.raises(ValueError, match=f'inputs must give .*{message}'):
+        resumed(inputs, tmp_path)
+    assert len(resumed(batches, tmp_path)) == 3200
+
+
+@pytest.mark.parametrize('kind', ['arrays', 'texts', 'numbers'])
+def test_batches_that_are_no_tensors_are_compared_as_well(tmp_path, kind):
+    ids = token_batches()
+    batches = dict(arrays=[batch.numpy() for batch in ids],
+                   texts=[[' '.join(map(str, row.tolist())) for row in batch] for batch in ids],
+                   numbers=[batch.tolist() for batch in ids])[kind]
+    def forward(model, batch):
+        if kind == 'texts': batch = [[int(word) for word in text.split()] for text in batch]
+        return model(torch.as_tensor(batch))
+    interrupted(batches, tmp_path, forward=forward)
+    with pytest.raises(ValueError, match='the same batches in the same order'):
+        resumed(batches[::-1], tmp_path, forward=forward)
+    assert len(resumed(batches, tmp_path, forward=forward)) == 3200
+
+
+def test_two_captures_into_one_folder_are_refused(tmp_path):
+    def inputs():
+        yield from token_batches(4)
+        with pytest.raises(BlockingIOError, match='another run uses this folder'):
+            capture(network(), '0', token_batches(4), tmp_path, resume=True, verbose=0)
+    store = capture(network(), '0', inputs(), tmp_path, verbose=0)
+    assert len(store) == 320 and sorted(contents(tmp_path)) == ['00000.safetensors', STORE]
+
+
+def test_modules_with_one_folder_are_refused(tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = network()
+        def forward(self, x): return self.model(x)
+    with pytest.raises(ValueError, match="got '' and 'model'"):
+        capture(Wrapped(), ['', 'model'], token_batches(2), tmp_path, verbose=0)
+
+
+def test_a_capture_that_kept_no_row_can_be_started_again(tmp_path):
+    some = dict(verbose=0, out_dir=tmp_path)
+    with pytest.raises(ValueError, match='at least one row'):
+        capture(network(), '0', token_batches(4), keep=lambda ids: ids < 0, **some)
+    assert len(capture(network(), '0', token_batches(4), **some)) == 320
+
+
+def test_a_store_is_complete_only_if_its_file_says_so(tmp_path, monkeypatch):
+    writer = StoreWriter(tmp_path)
+    writer.append(torch.ones(5, 4))
+    writer.wait()
+    write = StoreWriter._write_record
+    def failing(self, **changes): raise OSError(errno.ENOSPC, 'full')
+    monkeypatch.setattr(StoreWriter, '_write_record', failing)
+    with pytest.raises(OSError, match='full'): writer.close()
+    monkeypatch.setattr(StoreWriter, '_write_record', write)
+    with pytest.raises(ValueError, match='has ended'): writer.close()
+
+
+def test_the_state_of_the_inputs_is_that_of_the_call(tmp_path):
+    state, writer = {'rng': [0]}, StoreWriter(tmp_path, shard_bytes=2**12)
+    for number in range(200):
+        state['rng'][0] = number
+        writer.append(torch.ones(100, 8), inputs=state)
+    state['rng'][0] = -1
+    writer.wait()
+    record = json.loads((tmp_path/STORE).read_text())
+    assert record['inputs'] == {'rng': [record['batches']]}
+    with pytest.raises(TypeError, match='inputs must fit into JSON'):
+        writer.append(torch.ones(1, 8), inputs={'rng': torch.get_rng_state()})
+    with pytest.raises(TypeError, match='source must fit into JSON'):
+        StoreWriter(tmp_path/'other', source={'dtype': torch.float32})
+    writer.discard()
+    source = dict(layers=(1, 2))
+    for resume in (False, True): StoreWriter(tmp_path/'third', source=source, resume=resume)
+
+
+def test_many_shards_in_a_batch_need_few_open_files(tmp_path):
+    code = ('import resource, sys, torch; from sparse_ae.networks.store import StoreWriter; '
+            'resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300)); '
+            'writer = StoreWriter(sys.argv[1], shard_bytes=2**12); '
+            'writer.append(torch.ones(2**14, 16)); writer.close()')
+    subprocess.run([sys.executable, '-c', code, tmp_path], check=True)
+    assert len(ActivationStore(tmp_path)) == 2**14
+
+
+@pytest.mark.parametrize('columns, message', [
+    (dict(token_ids=torch.tensor([1, 2**31])), 'token_ids must be integers from -2147483648 to 2147483647, got 1 to'),
+    (dict(sample=torch.tensor([0.7, 1.])), 'sample must be integers, got torch.float32')])
+def test_columns_that_do_not_fit_are_refused(tmp_path, columns, message):
+    with pytest.raises(ValueError, match=message):
+        StoreWriter(tmp_path).append(torch.ones(2, 3), columns)
+
+
+def test_indices_that_are_no_rows(original):
+    for index in (1.5, torch.tensor([0.9]), torch.ones(3, dtype=torch.bool),
+                  torch.ones(len(original), 1, dtype=torch.bool)):
+        with pytest.raises(IndexError, match='rows must be integers, or a mask of shape'):
+            original[index]
+    assert original[[]].shape == (0, WIDTH)
+
+
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, original):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     options = dict(shard_bytes=2**15, verbose=0)
@@ -307,6 +431,8 @@ def test_damage_is_named(store, damage, error, message):
 @pytest.mark.parametrize('arguments, error, message', [
     (dict(forward='call'), TypeError, 'forward must be a function, got str'),
     (dict(keep=3), TypeError, 'keep must be a function, got int'),
+    (dict(exclude_ids=None), TypeError, 'exclude_ids must be token ids, .* got None'),
+    (dict(exclude_ids=3), TypeError, 'exclude_ids must be token ids, .* got 3'),
     (dict(keep=lambda batch: torch.ones(2)), ValueError, r'keep\(batch\) must have the shape'),
     (dict(io='both'), ValueError, "io must be 'in' or 'out'")])
 def test_arguments_of_a_capture(tmp_path, arguments, error, message):
@@ -320,6 +446,8 @@ def test_columns_of_a_writer_have_an_entry_for_each_row(tmp_path):
         writer.append(torch.ones(5, 3), dict(sample=torch.arange(4)))
     with pytest.raises(ValueError, match=r'shape \(n, width\), got \(5,\) of torch.float32'):
         writer.append(torch.ones(5))
+    with pytest.raises(ValueError, match=r'shape \(n, width\), got \(5, 0\)'):
+        writer.append(torch.ones(5, 0))
     rows, sample = torch.ones(5, 3), torch.arange(5)
     writer.append(rows, dict(sample=sample))
     rows.zero_(), sample.zero_()        # what is appended is written

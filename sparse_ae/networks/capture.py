@@ -14,17 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..activations import eval_mode
 from ..callbacks import progress_bar
-from ..files import bytes_of
+from ..files import FolderLock, bytes_of
 from .hooks import (check_inputs, find_module, hooked, kept_mask, run_model,
                                       to_device, to_rows, token_ids)
 from .store import ActivationStore, StoreWriter, check_finite
 from ..validation import (as_path, check_bool, check_choice, check_int, check_seed,
-                                  first_parameter)
+                                  first_parameter, make_folder)
 
 # %% ../../nbs/networks/02_capture.ipynb #captr007
 class _EndOfForward(BaseException):
@@ -111,6 +112,8 @@ class RowSource:
             raise ValueError(f"modules must be different names, got {modules!r}")
         self.model, self.modules = model, {name: find_module(model, name) for name in modules}
         self.io, self.keep, self.channels = check_choice('io', io, ('in', 'out')), keep, channels
+        if not isinstance(exclude_ids, Iterable):
+            raise TypeError(f"exclude_ids must be token ids, as [101, 102], got {exclude_ids!r}")
         self.exclude_ids = [check_int('exclude_ids', number, 0) for number in exclude_ids]
         for name, function in dict(keep=keep or run_model, forward=forward).items():
             if not callable(function):
@@ -128,32 +131,39 @@ class RowSource:
         return kept_rows(batch, activations, self.keep, self.exclude_ids, self.channels)
 
 # %% ../../nbs/networks/02_capture.ipynb #captr018
-def _tensors(value:Any) -> Iterator[Tensor]:
-    "Yield the tensors of a batch."
-    if isinstance(value, Tensor): yield value
-    elif isinstance(value, Mapping): yield from _tensors(list(value.values()))
-    elif isinstance(value, (tuple, list)):
-        for item in value: yield from _tensors(item)
+def _bytes(value:Any) -> 'Iterator[bytes|memoryview]':
+    "Yield the bytes of all tensors, arrays, texts and numbers of a batch."
+    if isinstance(value, Tensor): yield bytes_of(value)
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject: yield value.tobytes()
+    elif isinstance(value, Mapping): yield from _bytes(list(value.values()))
+    elif isinstance(value, (tuple, list, np.ndarray)):
+        for item in value: yield from _bytes(item)
+    elif isinstance(value, (str, bytes, int, float, np.generic)): yield repr(value).encode()
 
 def _checksum(batch:Any, before:int) -> int:
     "Return the checksum of all batches up to this one."
-    for tensor in _tensors(batch): before = zlib.crc32(bytes_of(tensor), before)
+    for part in _bytes(batch): before = zlib.crc32(part, before)
     return before
 
-def _remaining_batches(inputs:Iterable, start:int, expected:int) -> Iterator[tuple[int, Any, int]]:
+def _remaining_batches(inputs:Iterable, start:int, needed:int, expected:int,
+                       ) -> Iterator[tuple[int, Any, int]]:
     """Yield number, batch, and checksum of the batches before it, from batch `start` on.
 
-    Raises `ValueError` if the batches before `start` do not have the `expected` checksum."""
-    checksum, number = 0, -1
-    for number, batch in enumerate(inputs):
-        if number == start and checksum != expected:
+    Raises `ValueError` if there are fewer than `needed` batches, or if those before `start` do not
+    have the `expected` checksum."""
+    checksum = count = 0
+    def check() -> None:
+        if count == start and checksum != expected:
             raise ValueError(f"inputs must give the same batches in the same order as before, got "
                              f"others among the first {start}")
-        if number >= start: yield number, batch, checksum
-        checksum = _checksum(batch, checksum)
-    if number + 1 < start:
-        raise ValueError(f"inputs must give the {start} batches that were captured before, got "
-                         f"{number + 1}")
+    for batch in inputs:
+        check()
+        if count >= start: yield count, batch, checksum
+        checksum, count = _checksum(batch, checksum), count + 1
+    check()
+    if count < needed:
+        raise ValueError(f"inputs must give the {needed} batches that were captured before, got "
+                         f"{count}")
 
 # %% ../../nbs/networks/02_capture.ipynb #captr019
 def _fill(writers:dict[str, StoreWriter], source:RowSource, inputs:Iterable,
@@ -164,7 +174,9 @@ def _fill(writers:dict[str, StoreWriter], source:RowSource, inputs:Iterable,
     rows, samples = last.record['rows'] - last.record['rows_of_next'], state['samples']
     with closing(progress_bar(not verbose, total=max_rows, initial=rows, desc='capture',
                               unit=' rows', unit_scale=True)) as bar:
-        for number, batch, checksum in _remaining_batches(inputs, last.batches, state['checksum']):
+        needed = max(writer.batches + (writer.to_skip > 0) for writer in writers.values())
+        for number, batch, checksum in _remaining_batches(inputs, last.batches, needed,
+                                                          state['checksum']):
             captured = source(batch)
             captured.columns['sample'].add_(samples)
             n = len(captured.columns['sample'])
@@ -179,6 +191,14 @@ def _fill(writers:dict[str, StoreWriter], source:RowSource, inputs:Iterable,
             if rows == max_rows: break
     if not rows: raise ValueError("inputs must give at least one row that is kept, got none")
     for writer in writers.values(): writer.close(state)
+
+def _folders(modules:'str|Sequence[str]', out_dir:Path) -> dict[str, Path]:
+    "Return the folder of each module. Raises `ValueError` if two modules have the same folder."
+    if isinstance(modules, str): return {modules: out_dir}
+    if {'', 'model'} <= set(modules):
+        raise ValueError("modules must have different folders, got '' and 'model', which both have "
+                         f"{out_dir/'model'}; capture one of them elsewhere")
+    return {name: out_dir/(name or 'model') for name in modules}
 
 # %% ../../nbs/networks/02_capture.ipynb #captr020
 def capture(
@@ -203,22 +223,22 @@ def capture(
 
     Raises `ValueError` for a module that is not called once in each pass, rows with NaN or
     infinity, whose sample and position are named, and a folder that holds another store; `OSError`
-    if the disk is full. What is written by then can be resumed."""
+    if the disk is full, or if another capture uses the folder. What is written by then can be
+    resumed."""
     check_inputs(inputs)
     names = [modules] if isinstance(modules, str) else list(modules)
     source = RowSource(model, names, io, keep, exclude_ids, channels, stop_early, forward)
     max_rows = None if max_rows is None else check_int('max_rows', max_rows)
     keep_name = None if keep is None else getattr(keep, '__qualname__', type(keep).__qualname__)
-    settings = dict(model=type(model).__name__, io=io, channels=channels, max_rows=max_rows,
-                    exclude_ids=source.exclude_ids,
-                    keep=keep_name)
-    out_dir = as_path('out_dir', out_dir)
-    folders = {name: out_dir if isinstance(modules, str) else out_dir/(name or 'model')
-               for name in names}
-    writers = {name: StoreWriter(folder, dtype=dtype, shard_bytes=shard_bytes, resume=resume,
-                                 source=dict(module=name, **settings))
-               for name, folder in folders.items()}
+    settings = dict(model=type(model).__name__, io=io, channels=int(channels), max_rows=max_rows,
+                    exclude_ids=source.exclude_ids, keep=keep_name)
+    folders = _folders(modules, as_path('out_dir', out_dir))
     with ExitStack() as stack:
+        for folder in folders.values():
+            stack.callback(FolderLock(make_folder('out_dir', folder)).acquire().release)
+        writers = {name: StoreWriter(folder, dtype=dtype, shard_bytes=shard_bytes, resume=resume,
+                                     source=dict(module=name, **settings))
+                   for name, folder in folders.items()}
         for writer in writers.values(): stack.callback(writer.discard)   # after an error
         stack.enter_context(eval_mode(model))   # once, not for each batch
         if not all(writer.record['complete'] for writer in writers.values()):

@@ -155,7 +155,7 @@ def kept_mask(
     if mask is None: return None
     shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
     if shape == leading: return mask != 0
-    if isinstance(mask, Tensor) and shape[:len(leading)] == leading: return None
+    if keep is None and len(leading) == 1 and shape[:1] == leading: return None   # pooled rows
     raise ValueError(f"{name} must have the shape of the activations without their features, "
                      f"{leading}, got {shape}; keep gives another mask")
 

@@ -145,7 +145,7 @@ class StoreWriter:
         self.error:'BaseException|None' = None
         self.record:dict[str, Any] = dict(
             format=FORMAT, width=None, dtype=None, columns=[], rows=0, shards=[], complete=False,
-            batches=0, rows_of_next=0, inputs={}, source=dict(source or {}))
+            batches=0, rows_of_next=0, inputs={}, source=_as_json('source', source))
         if (self.folder/STORE).exists():
             self._resume(resume)
             self._remove_unlisted_shards()
@@ -161,6 +161,11 @@ def _dtype_name(dtype:torch.dtype) -> str:
     return check_choice('dtype', str(dtype).removeprefix('torch.'), DTYPES)
 
 # %% ../../nbs/networks/01_store.ipynb #store012
+def _as_json(name:str, values:'dict|None') -> dict:
+    "Return a copy of a dictionary, as JSON keeps it. Raises `TypeError` if it cannot."
+    try: return json.loads(json.dumps(values or {}))
+    except TypeError as error: raise TypeError(f"{name} must fit into JSON: {error}") from None
+
 @patch
 def _resume(self:StoreWriter, resume:bool) -> None:
     "Continue the store in the folder. Raises `ValueError` if it has another origin."
@@ -200,10 +205,14 @@ def append(
     rows could not be written, which ends the writer."""
     columns = {name: values for name, values in (columns or {}).items() if values is not None}
     self._check(rows, columns)
+    if not len(rows):
+        self.batches += 1
+        return
     rows = rows.detach().to('cpu', DTYPES[self.record['dtype']], copy=True)
     columns = {name: values.to('cpu', COLUMNS[name], copy=True) for name, values in columns.items()}
     check_finite('activations', rows, columns, self.rows - self.to_skip)
-    progress, start = dict(batches=self.batches, inputs=dict(inputs or {})), self.to_skip
+    progress = dict(batches=self.batches, inputs=_as_json('inputs', inputs))
+    start = self.to_skip
     try:
         while start < len(rows):
             if not self.filled: self._begin_shard()
@@ -220,21 +229,30 @@ def append(
 
 
 # %% ../../nbs/networks/01_store.ipynb #store014
+def _check_column(name:str, values:Tensor, n:int) -> None:
+    "Raise `ValueError` unless a column has `n` integers that a shard can hold."
+    limits = torch.iinfo(COLUMNS[check_choice('columns', name, COLUMNS)])
+    if tuple(values.shape) != (n,):
+        raise ValueError(f"{name} must have shape ({n},), got {tuple(values.shape)}")
+    if values.is_floating_point() or values.is_complex():
+        raise ValueError(f"{name} must be integers, got {values.dtype}")
+    if n and not limits.min <= values.min() <= values.max() <= limits.max:
+        raise ValueError(f"{name} must be integers from {limits.min} to {limits.max}, got "
+                         f"{values.min()} to {values.max()}")
+
 @patch
 def _check(self:StoreWriter, rows:Tensor, columns:dict[str, Tensor]) -> None:
     "Check a batch against those before it; the first one sets width, dtype and columns."
     self._check_open()
-    if rows.ndim != 2 or not rows.is_floating_point():
+    if rows.ndim != 2 or not rows.shape[1] or not rows.is_floating_point():
         raise ValueError("rows must be of floating point and have shape (n, width), got "
                          f"{tuple(rows.shape)} of {rows.dtype}")
-    for name, values in columns.items():
-        check_choice('columns', name, COLUMNS)
-        if tuple(values.shape) != (len(rows),):
-            raise ValueError(f"{name} must have shape ({len(rows)},), got {tuple(values.shape)}")
+    for name, values in columns.items(): _check_column(name, values, len(rows))
     if self.record['width'] is None:
+        if not len(rows): return    # a store without a row leaves nothing on disk
         dtype = self.dtype or (rows.dtype if rows.dtype in DTYPES.values() else torch.float32)
-        self.record.update(width=rows.shape[1], dtype=_dtype_name(dtype), columns=sorted(columns))
-        self._write_record()    # from now on, shards in the folder are those of this store
+        # from now on, shards in the folder are those of this store
+        self._write_record(width=rows.shape[1], dtype=_dtype_name(dtype), columns=sorted(columns))
     if rows.shape[1] != self.record['width']:
         raise ValueError(f"rows must have width {self.record['width']}, as those before, got width "
                          f"{rows.shape[1]}")
@@ -256,14 +274,15 @@ def _check_open(self:StoreWriter) -> None:
 def _submit(self:StoreWriter, size:int, function:Callable, *args:Any) -> None:
     """Run a function in the background, after those before it and unless one of them failed.
 
-    Waits while more than `WAITING_BYTES` are not written."""
+    Waits while more than `WAITING_BYTES` or 100 jobs, with as many open files, are not done."""
     def run() -> None:
         if self.error is not None: return
         try: function(*args)
         except BaseException as error: self.error = error
     self.jobs.append((self.thread.submit(run), size))
     while self.jobs and (self.jobs[0][0].done()
-                         or sum(size for _, size in self.jobs) > WAITING_BYTES):
+                         or sum(size for _, size in self.jobs) > WAITING_BYTES
+                         or len(self.jobs) > 100):
         self.jobs.popleft()[0].result()
     self._raise_error()
 
@@ -296,17 +315,18 @@ def _end_shard(self:StoreWriter, **progress:Any) -> None:
 @patch
 def _complete(self:StoreWriter, shard:_Shard, progress:dict) -> None:
     "Complete a shard, then write `store.json`."
-    self.record['shards'].append(shard.finish(self.record['rows']))
-    self.record.update(progress, rows=self.record['rows'] + shard.rows)
-    self._write_record()
+    first_row = self.record['rows']
+    self._write_record(shards=[*self.record['shards'], shard.finish(first_row)],
+                       rows=first_row + shard.rows, **progress)
     self.open_shards.remove(shard)
 
 @patch
-def _write_record(self:StoreWriter) -> None:
-    "Write `store.json`."
-    path = self.folder/STORE
+def _write_record(self:StoreWriter, **changes:Any) -> None:
+    "Write `store.json` with changes, then change `record`."
+    path, record = self.folder/STORE, self.record | changes
     with _named_errors(path), atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(self.record, indent=1) + '\n')
+        temporary.write_text(json.dumps(record, indent=1) + '\n')
+    self.record = record
 
 
 # %% ../../nbs/networks/01_store.ipynb #store044
@@ -325,13 +345,13 @@ def close(
     if self.record['complete']: return
     self._check_open()
     if not self.rows: raise ValueError("a store must have at least one row, got none")
-    progress = dict(complete=True, batches=self.batches, rows_of_next=0, inputs=dict(inputs or {}))
+    progress = dict(complete=True, batches=self.batches, rows_of_next=0,
+                    inputs=_as_json('inputs', inputs))
     if self.filled: self._end_shard(**progress)
     self.wait()
-    if not self.record['complete']:     # no row was left for a last shard
-        self.record.update(progress)
-        self._write_record()
-    self.discard()
+    try:
+        if not self.record['complete']: self._write_record(**progress)   # no row was left
+    finally: self.discard()
 
 @patch
 def discard(self:StoreWriter) -> None:
@@ -494,7 +514,10 @@ def _read(self:ActivationStore, name:str, indices:Any, dtype:torch.dtype) -> Ten
         if step == 1: return self._read_slice(name, start, max(start, stop), dtype)
         indices = list(range(start, stop, step))
     rows = torch.as_tensor(indices, device='cpu')
-    if rows.dtype == torch.bool: rows = rows.nonzero()[:, 0]
+    if rows.dtype == torch.bool and rows.shape == (len(self),): rows = rows.nonzero()[:, 0]
+    if rows.dtype == torch.bool or rows.numel() and rows.is_floating_point():
+        raise IndexError(f"rows must be integers, or a mask of shape ({len(self)},), got "
+                         f"{tuple(rows.shape)} of {rows.dtype}")
     rows = rows.long()
     if rows.numel() and not -len(self) <= rows.min() <= rows.max() < len(self):
         raise IndexError(f"row must be from 0 to {len(self) - 1}, got {int(rows.min())} to "
