@@ -95,7 +95,7 @@ coverage: setup  ## lines of the package that the notebooks' tests and pytest ex
 	$(BIN)/coverage report --fail-under=95
 
 test-browser: setup  ## JupyterLab and Voila in Chromium; pictures into tests/browser/screenshots
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile tests/browser
+	$(BIN)/python -m pytest -rs tests/browser
 
 # Other libraries, each in an environment of its own
 INTEROP = .interop

@@ -125,7 +125,8 @@ class StoreWriter:
     """Writer of an activation store: `append` once for each batch of inputs, then `close`.
 
     With `resume` the writer continues an interrupted store: `batches` batches were written before,
-    and the first call of `append` is for the batch after them."""
+    and the first call of `append` is for the batch after them. A folder must have one writer at a
+    time, which `capture` ensures by a lock."""
     def __init__(
         self,
         folder:'str|Path',              # Created if it does not exist
