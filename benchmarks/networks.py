@@ -69,11 +69,12 @@ def batches(size, padded=False):
 
 
 class Alternating:
-    """Batches for one call, in blocks; after each block, the forward pass alone on its batches.
+    """Batches for one call, in blocks; after each block, the forward pass alone on as many others.
 
-    So both see the same machine, whose speed changes within seconds. `times` are the seconds and
-    processor seconds of the two. The first batch of a block is not timed, and neither is what is
-    still being written at its end: so each timed batch has the writing of the batch before it."""
+    So both see the same machine, whose speed changes within seconds; those of the block would be in
+    the cache. `times` are the seconds and processor seconds of the two. The first batch of a block
+    is not timed, and neither is what is still being written at its end: so each timed batch has the
+    writing of the batch before it."""
     def __init__(self, batches, forward, block):
         self.batches, self.forward, self.block = batches, forward, block
         self.times = {'call': [0, 0], 'forward': [0, 0]}

@@ -216,6 +216,7 @@ def test_modules_with_one_folder_are_refused(tmp_path):
         def forward(self, x): return self.model(x)
     with pytest.raises(ValueError, match="got '' and 'model'"):
         capture(Wrapped(), ['', 'model'], token_batches(2), tmp_path, verbose=0)
+    assert list(capture(Wrapped(), iter(['model']), token_batches(2), tmp_path, verbose=0)) == ['model']
 
 
 def test_a_capture_that_kept_no_row_can_be_started_again(tmp_path):

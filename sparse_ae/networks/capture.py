@@ -192,13 +192,13 @@ def _fill(writers:dict[str, StoreWriter], source:RowSource, inputs:Iterable,
     if not rows: raise ValueError("inputs must give at least one row that is kept, got none")
     for writer in writers.values(): writer.close(state)
 
-def _folders(modules:'str|Sequence[str]', out_dir:Path) -> dict[str, Path]:
+def _folders(names:list[str], out_dir:Path, single:bool) -> dict[str, Path]:
     "Return the folder of each module. Raises `ValueError` if two modules have the same folder."
-    if isinstance(modules, str): return {modules: out_dir}
-    if {'', 'model'} <= set(modules):
+    if single: return {names[0]: out_dir}
+    if {'', 'model'} <= set(names):
         raise ValueError("modules must have different folders, got '' and 'model', which both have "
                          f"{out_dir/'model'}; capture one of them elsewhere")
-    return {name: out_dir/(name or 'model') for name in modules}
+    return {name: out_dir/(name or 'model') for name in names}
 
 # %% ../../nbs/networks/02_capture.ipynb #captr020
 def capture(
@@ -232,7 +232,7 @@ def capture(
     keep_name = None if keep is None else getattr(keep, '__qualname__', type(keep).__qualname__)
     settings = dict(model=type(model).__name__, io=io, channels=int(channels), max_rows=max_rows,
                     exclude_ids=source.exclude_ids, keep=keep_name)
-    folders = _folders(modules, as_path('out_dir', out_dir))
+    folders = _folders(names, as_path('out_dir', out_dir), isinstance(modules, str))
     with ExitStack() as stack:
         for folder in folders.values():
             stack.callback(FolderLock(make_folder('out_dir', folder)).acquire().release)
